@@ -1,0 +1,33 @@
+"""Errors a user can mend, and the exit codes of every entry point."""
+
+import sys
+from collections.abc import Callable
+
+OK = 0
+OUR_FAULT = 1
+USAGE = 2  # command line, configuration or weights
+NON_FINITE = 3  # training diverged
+DATA = 4  # data set or pictures
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: the message says what, where and what to do next; ``code`` is the exit code."""
+
+    def __init__(self, message: str, code: int = USAGE):
+        super().__init__(message)
+        self.code = code
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Run an entry point: a ``UserError`` is printed without a traceback and becomes the process's exit code.
+
+    An interrupt (Ctrl-C) ends with 130, as shells expect.
+    """
+    try:
+        sys.exit(main() or OK)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
