@@ -1,0 +1,79 @@
+"""Loaders: which pictures make which batch, and the processes that render them."""
+
+import os
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+from torch.utils.data import DataLoader, Sampler
+
+from data.dataset import TrainSet, ValSet, collate
+from data.letterbox import rect_shape
+from utils.training.distributed import rank, world_size
+
+
+class TrainSampler(Sampler):
+    """The batches of one epoch, as items of ``TrainSet``.
+
+    Global batch k holds the positions k B .. k B + B - 1 whatever the number of ranks, each of which takes an equal
+    slice of it; the last batch is filled up from the permutation's start. ``set_epoch`` chooses the epoch.
+    """
+
+    def __init__(self, num_pictures: int, batch_size: int):
+        self.num_pictures, self.batch_size = num_pictures, batch_size
+        self.epoch, self.mosaic = 0, True
+
+    def set_epoch(self, epoch: int, *, mosaic: bool) -> None:
+        """Choose the epoch, and whether its pictures may be mosaics."""
+        self.epoch, self.mosaic = epoch, mosaic
+
+    def __len__(self) -> int:
+        return -(-self.num_pictures // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, bool]]]:
+        share = self.batch_size // world_size()
+        for batch in range(len(self)):
+            start = batch * self.batch_size + rank() * share
+            yield [(self.epoch, position, self.mosaic) for position in range(start, start + share)]
+
+
+class ValSampler(Sampler):
+    """Every picture once, as items of ``ValSet``: square inputs, or with ``rect`` sorted by shape and padded little."""
+
+    def __init__(self, sizes: np.ndarray, batch_size: int, shape: tuple[int, int], *, stride: int, rect: bool):
+        numbers = np.argsort(sizes[:, 0] / sizes[:, 1], kind="stable") if rect else np.arange(len(sizes))
+        self.batches = []
+        for start in range(0, len(numbers), batch_size):
+            batch = numbers[start : start + batch_size].tolist()
+            shapes = [rect_shape(tuple(sizes[n].tolist()), shape, stride) for n in batch] if rect else [shape]
+            common = max(height for height, _ in shapes), max(width for _, width in shapes)
+            self.batches.append([(number, common) for number in batch])
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, int]]]]:
+        return iter(self.batches)
+
+
+def make_loader(dataset: TrainSet | ValSet, sampler: Sampler, workers: int, *, pin: bool) -> DataLoader:
+    """A loader of ``Batch``; its content does not depend on ``workers``."""
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        worker_init_fn=_start_worker,
+        persistent_workers=False,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def choose_workers(asked: int | None, batches: int) -> int:
+    """Worker processes of a loader: as asked, else one for each core left beside the training process, at most 8."""
+    return asked if asked is not None else max(0, min(8, (os.cpu_count() or 1) - 1, batches))
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)

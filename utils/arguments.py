@@ -1,0 +1,177 @@
+"""The command lines: YOLOv5's flags and the settings they stand for. argparse completes prefixes (``--batch 16``)."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+SETTINGS = {  # attribute of the parsed flags -> dotted key
+    "data": "data.path",
+    "imgsz": "data.imgsz",
+    "rect": "data.rect",
+    "single_cls": "data.single_cls",
+    "workers": "data.workers",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "seed": "train.seed",
+    "optimizer": "train.optimizer",
+    "patience": "train.patience",
+    "freeze": "train.freeze",
+    "schedule": "train.schedule",
+    "save_period": "train.save_period",
+    "val_every": "train.val_every",
+    "evaluator": "val.evaluator",
+}
+REPLACED = {  # YOLOv5's other training flags: what to use instead, and why
+    "--cache": "pictures are decoded once for each group of a batch; a memory-mapped cache is not there yet",
+    "--multi-scale": "augment.scale already changes the size of the objects; the input keeps one size",
+    "--label-smoothing": "the class target is the IoU of the box, which is soft already",
+    "--image-weights": "every picture is seen once an epoch; the focal factor weighs the hard ones",
+    "--evolve": "change settings with --set or a recipe file, and repeat runs over seeds to compare them",
+    "--noautoanchor": "there are no anchor boxes to fit; the side distributions need none",
+    "--quad": "use a larger --batch-size; nothing is gained by packing pictures in fours",
+    "--bucket": "runs are written to --project; copy them with your own tools",
+    "--entity": "no account is needed: results.csv, TensorBoard where it is installed",
+    "--upload_dataset": "nothing is ever uploaded",
+    "--bbox_interval": "pictures with boxes are written at the end of the run",
+    "--artifact_alias": "nothing is ever uploaded",
+    "--local_rank": "torchrun tells each process its rank by itself",
+}
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """Flags of train.py."""
+    parser = argparse.ArgumentParser(
+        description="Train a detector. Without arguments: the demo, on generated pictures.",
+        epilog="Every setting of configs/ can be given as --set section.key=value.",
+    )
+    add = parser.add_argument
+    add("--data", metavar="YAML", help="data set (default data/shapes.yaml, generated on first use)")
+    add("--cfg", metavar="YAML", help="model: demo n s m l x or a file (default n; demo for the demo)")
+    add("--loss", metavar="YAML", help="loss and assigner: a name in configs/losses or a file")
+    add("--hyp", metavar="YAML", help="recipe: a name in configs/recipes or a file (default: default)")
+    add("--weights", default="", metavar="PT", help="start from a checkpoint; '' = from scratch")
+    add("--epochs", type=int)
+    add("--batch-size", type=int, help="pictures per step, over all GPUs")
+    _add_imgsz(parser)
+    add("--device", default="", help="cpu, 0, or 0,1 under torchrun (default: a GPU if there is one)")
+    add("--workers", type=int, help="loader processes (default: from the cores)")
+    add("--project", default="runs/train", metavar="DIR")
+    add("--name", default="exp", help="results go to project/name")
+    add("--exist-ok", action="store_true", help="write into an existing folder")
+    add("--resume", nargs="?", const="latest", metavar="PT", help="go on with the latest or the given last.pt")
+    add("--seed", type=int)
+    add("--optimizer", choices=("AdamW", "SGD"))
+    add("--patience", type=int, help="epochs without a better AP before stopping")
+    add("--freeze", type=_int_or_name, nargs="+", metavar="N", help="N parts, backbone or neck do not train")
+    add("--cos-lr", dest="schedule", action="store_const", const="cosine", help="cosine schedule (the default)")
+    add("--linear-lr", dest="schedule", action="store_const", const="linear", help="linear schedule")
+    add("--save-period", type=int, help="also keep a checkpoint every so many epochs")
+    add("--val-every", type=int, metavar="K", help="validate every K-th epoch and the last")
+    add("--noval", action="store_true", help="validate the last epoch only")
+    add("--nosave", action="store_true", help="write checkpoints after the last epoch only")
+    add("--noplots", action="store_true", help="draw no plots and pictures")
+    add("--rect", action="store_true", default=None, help="validate on shapes padded to a multiple of 32")
+    add("--single-cls", action="store_true", default=None, help="treat all classes as one")
+    add("--sync-bn", action="store_true", help="batch normalisation over all GPUs")
+    add_set(parser)
+    for flag, why in REPLACED.items():
+        add(flag, nargs="*", action=_Replaced, why=why, help=argparse.SUPPRESS)
+    return parser
+
+
+def val_parser() -> argparse.ArgumentParser:
+    """Flags of val.py."""
+    parser = argparse.ArgumentParser(description="Measure a detector by COCO's metrics.")
+    add = parser.add_argument
+    add("--weights", required=True, metavar="PT", help="best.pt or last.pt of a run")
+    add("--data", metavar="YAML", help="data set (default: that of the training)")
+    _add_imgsz(parser)
+    add("--batch-size", type=int)
+    add("--conf-thres", type=float, help="lowest score (default 0.001)")
+    add("--iou-thres", type=float, help="NMS threshold (default 0.65)")
+    add("--max-det", type=int, help="most boxes of a picture (default 300)")
+    add("--task", default="val", choices=("train", "val", "test"), help="split to measure on")
+    add("--device", default="")
+    add("--workers", type=int)
+    add("--rect", action="store_true", default=None, help="pad to a multiple of 32 instead of a square")
+    add("--save-json", action="store_true", help="write predictions.json in COCO's result form")
+    add("--evaluator", choices=("hotcoco", "pycocotools"))
+    add("--project", default="runs/val", metavar="DIR")
+    add("--name", default="exp")
+    add("--exist-ok", action="store_true")
+    add("--noplots", action="store_true")
+    add_set(parser)
+    return parser
+
+
+def detect_parser() -> argparse.ArgumentParser:
+    """Flags of detect.py."""
+    parser = argparse.ArgumentParser(description="Find objects in pictures.")
+    add = parser.add_argument
+    add("--weights", required=True, metavar="PT", help="best.pt or last.pt of a run")
+    add("--source", required=True, help="picture, folder, glob, or list file (.txt)")
+    _add_imgsz(parser)
+    add("--conf-thres", type=float, default=0.25, help="lowest score (default %(default)s)")
+    add("--iou-thres", type=float, default=0.6, help="NMS threshold (default %(default)s)")
+    add("--max-det", type=int, default=300, help="most boxes of a picture (default %(default)s)")
+    add("--classes", type=int, nargs="+", help="only these classes, by number")
+    add("--agnostic-nms", action="store_true", help="one box for each object, whatever its class")
+    add("--device", default="")
+    add("--rect", action="store_true", help="pad to a multiple of 32 instead of a square")
+    add("--save-txt", action="store_true", help="write labels/*.txt in YOLO's form")
+    add("--save-conf", action="store_true", help="with the score as sixth column")
+    add("--save-crop", action="store_true", help="write each object to crops/<class>/")
+    add("--nosave", action="store_true", help="write no pictures")
+    add("--hide-labels", action="store_true")
+    add("--hide-conf", action="store_true")
+    add("--show-sigma", action="store_true", help="draw one standard deviation of every box side")
+    add("--line-thickness", type=int, metavar="PX")
+    add("--project", default="runs/detect", metavar="DIR")
+    add("--name", default="exp")
+    add("--exist-ok", action="store_true")
+    return parser
+
+
+def given_settings(args: argparse.Namespace) -> dict[str, tuple[str, object]]:
+    """The settings among the flags that were given: dotted key -> (flag, value), for ``load_config``."""
+    found = {}
+    for name, key in SETTINGS.items():
+        value = getattr(args, name, None)
+        if value is not None:
+            found[key] = (f"--{name.replace('_', '-')}", value)
+    return found
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """``--set section.key=value``, repeatable."""
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
+
+
+def _add_imgsz(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--imgsz", "--img", "--img-size", type=int, nargs="+", action=_Size, help="input size, px: one side, or h w"
+    )
+
+
+def _int_or_name(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+class _Size(argparse.Action):
+    """One side, or height and width."""
+
+    def __call__(self, parser, namespace, values: Sequence[int], option_string=None):
+        if len(values) > 2:
+            parser.error(f"{option_string} takes one side, or height and width")
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
+
+
+class _Replaced(argparse.Action):
+    """A flag of YOLOv5 that something else replaces: one line says what and why, and the run goes on."""
+
+    def __init__(self, *args, why: str, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.why = why
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(f"{option_string} is not needed: {self.why}", file=sys.stderr)

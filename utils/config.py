@@ -1,0 +1,300 @@
+"""The schema of every setting: type, default, bounds and meaning. Reading files is `utils.config_files`.
+
+Defaults and units live here only; YAML files and flags hold differences. Records are frozen and strict: no
+string becomes a number, no bool an int (an int may stand for a float, a list for a tuple), NaN and infinity
+are refused, and so is an unknown key.
+"""
+
+import json
+import textwrap
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from utils.errors import USAGE, UserError
+
+
+def _list_to_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_levels(levels: tuple[int, ...]) -> tuple[int, ...]:
+    first, last = (levels[0], levels[-1]) if levels else (0, 0)
+    if levels != tuple(range(first, last + 1)) or first not in (2, 3) or last not in (5, 6):
+        raise ValueError("not a contiguous range within 2..6 that contains 3, 4, 5")
+    return levels
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Side = Annotated[int, Field(ge=32)]
+HeightWidth = Annotated[tuple[Side, Side], BeforeValidator(_list_to_tuple)]
+Levels = Annotated[tuple[int, ...], BeforeValidator(_list_to_tuple), AfterValidator(_check_levels)]
+
+
+class Section(BaseModel):
+    """What the seven sections share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """The detector's architecture."""
+
+    depth: Positive = Field(0.33, le=8, description="factor of the block counts")
+    width: Positive = Field(0.25, le=8, description="factor of the channel counts")
+    backbone: Literal["csp"] = Field("csp", description="name of the backbone")
+    reg_max: int = Field(15, ge=1, le=64, description="largest side a bin stands for, in strides")
+    levels: Levels = Field(
+        (3, 4, 5), description="log2 of the strides: a contiguous range within 2..6 that contains 3, 4, 5"
+    )
+    quality_branch: Literal["none"] = Field("none", description="branch that predicts the quality apart")
+    class_prior: float = Field(0.01, gt=0, lt=1, description="class score at the start of training")
+
+
+class LossConfig(Section):
+    """The three terms and their normaliser."""
+
+    quality: NonNegative = Field(1.0, description="weight of the class-quality term")
+    box: NonNegative = Field(2.0, description="weight of the box (IoU) term")
+    dfl: NonNegative = Field(0.25, description="weight of the distribution term")
+    beta: Positive = Field(2.0, description="exponent of the focal factor |target - score|")
+    alpha: Share | None = Field(None, description="balance of positives and negatives; null = none")
+    normaliser: Literal["quality", "positives"] = Field(
+        "quality", description="divisor of all terms: summed quality, or number of positives"
+    )
+    box_weight: Literal["quality", "one"] = Field(
+        "quality", description="weight of each positive in the box and distribution terms"
+    )
+
+
+class AssignerConfig(Section):
+    """Which anchor points answer for which truth."""
+
+    name: Literal["task_aligned"] = Field("task_aligned", description="rule that picks the positives")
+    top_k: Count = Field(13, description="most anchor points per truth")
+    alpha: NonNegative = Field(1.0, description="exponent of the class score in the metric")
+    beta: NonNegative = Field(6.0, description="exponent of the IoU in the metric")
+
+
+class DataConfig(Section):
+    """What is read, and at which size."""
+
+    path: str = Field("data/shapes.yaml", min_length=1, description="YAML file of the data set")
+    imgsz: Side | HeightWidth = Field(640, description="input size in px: one side, or [height, width]")
+    rect: bool = Field(False, description="batches of similar shape instead of one square shape")
+    single_cls: bool = Field(False, description="treat all classes as one")
+    workers: CountOrZero | None = Field(None, description="loader processes; null = chosen from the cores")
+    group: Count = Field(32, description="positions of the epoch's permutation that share mosaic partners")
+
+
+class AugmentConfig(Section):
+    """Random changes of the training pictures."""
+
+    mosaic: Share = Field(1.0, description="probability that a picture is a mosaic")
+    close_mosaic: Share = Field(0.1, description="share of the epochs, at the end, without mosaic")
+    scale: float = Field(0.5, ge=0, lt=1, description="the size gain lies in 1 - scale .. 1 + scale")
+    translate: Share = Field(0.1, description="largest shift, share of the input size")
+    flip_lr: Share = Field(0.5, description="probability of a left-right flip")
+    flip_ud: Share = Field(0.0, description="probability of an up-down flip")
+    hue: float = Field(0.015, ge=0, le=0.5, description="largest hue shift, +- share of a full turn")
+    saturation: Share = Field(0.7, description="the saturation gain lies in 1 - x .. 1 + x")
+    value: Share = Field(0.4, description="the brightness gain lies in 1 - x .. 1 + x")
+    min_visible: Share = Field(0.1, description="share of a box's area that must stay in view to keep it")
+    min_side: NonNegative = Field(2.0, description="shortest side a box must keep after the changes, in px")
+
+
+class TrainConfig(Section):
+    """Optimiser, schedule and the run."""
+
+    epochs: Count = Field(100, description="passes over the training pictures")
+    batch_size: Count = Field(16, description="pictures per batch, over all ranks")
+    nominal_batch: Count | None = Field(
+        None, description="pictures per optimiser step, gradients accumulate up to it; null = batch_size"
+    )
+    optimizer: Literal["AdamW", "SGD"] = Field("AdamW", description="optimiser")
+    lr: Positive = Field(1e-3, description="peak learning rate")
+    final_lr: Share = Field(0.05, description="learning rate at the end, share of lr")
+    schedule: Literal["cosine", "linear"] = Field("cosine", description="decay from lr to final_lr * lr")
+    momentum: float = Field(0.937, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: NonNegative = Field(0.05, description="weight decay; none on 1-D tensors")
+    warmup_epochs: NonNegative = Field(3.0, description="warm-up in epochs; the longer of the two counts")
+    warmup_steps: CountOrZero = Field(500, description="warm-up in steps; the longer of the two counts")
+    warmup_share: Share = Field(0.1, description="the warm-up is at most this share of the run")
+    clip_norm: Positive = Field(10.0, description="largest L2 norm of the gradient")
+    ema_decay: float = Field(0.9998, ge=0, lt=1, description="largest decay of the weight average, per step")
+    ema_share: Share = Field(0.05, description="mean age of the weight average, share of the run's steps")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of all randomness")
+    patience: CountOrZero = Field(100, description="epochs without progress before stopping; 0 = never stop")
+    freeze: CountOrZero | Literal["backbone", "neck"] = Field(
+        0, description="parts that do not train: the first n blocks, or all up to the named part; 0 = none"
+    )
+    amp: Literal["auto", "off", "bf16", "fp16"] = Field("auto", description="mixed precision")
+    channels_last: bool = Field(True, description="memory format of pictures and weights")
+    val_every: Count = Field(1, description="epochs between validations")
+    save_period: int = Field(-1, ge=-1, description="epochs between extra checkpoints; below 1 = none")
+
+
+class ValConfig(Section):
+    """Validation, and the thresholds of detection."""
+
+    conf: Share = Field(0.001, description="lowest score in validation")
+    iou: Share = Field(0.65, description="IoU above which NMS drops a box in validation")
+    max_det: Count = Field(300, description="most detections per picture")
+    batch_size: Count | None = Field(None, description="pictures per batch; null = train.batch_size")
+    detect_conf: Share = Field(0.25, description="lowest score in detection")
+    detect_iou: Share = Field(0.6, description="IoU above which NMS drops a box in detection")
+    evaluator: Literal["hotcoco", "pycocotools"] = Field("hotcoco", description="computes COCO's AP")
+
+
+class Config(BaseModel):
+    """All settings of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    assigner: AssignerConfig = AssignerConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    val: ValConfig = ValConfig()
+
+
+SECTIONS: dict[str, type[Section]] = {name: field.annotation for name, field in Config.model_fields.items()}
+KEYS = tuple(f"{section}.{name}" for section, schema in SECTIONS.items() for name in schema.model_fields)
+
+# YOLOv5's names: the ones that live on elsewhere, and why there is none for the others.
+RENAMED = {
+    "lr0": "train.lr",
+    "lrf": "train.final_lr",
+    "momentum": "train.momentum",
+    "weight_decay": "train.weight_decay",
+    "warmup_epochs": "train.warmup_epochs",
+    "box": "loss.box",
+    "cls": "loss.quality",
+    "dfl": "loss.dfl",
+    "fl_gamma": "loss.beta",
+    "hsv_h": "augment.hue",
+    "hsv_s": "augment.saturation",
+    "hsv_v": "augment.value",
+    "translate": "augment.translate",
+    "scale": "augment.scale",
+    "flipud": "augment.flip_ud",
+    "fliplr": "augment.flip_lr",
+    "mosaic": "augment.mosaic",
+    "close_mosaic": "augment.close_mosaic (a share of the epochs, not a count)",
+    "depth_multiple": "model.depth",
+    "width_multiple": "model.width",
+}
+ABSENT = {
+    **dict.fromkeys(("warmup_momentum", "warmup_bias_lr"), "only the learning rate warms up, alike for all"),
+    **dict.fromkeys(("obj", "obj_pw"), "no objectness; the class score is the quality (loss.quality)"),
+    **dict.fromkeys(("anchors", "anchor_t", "iou_t"), "there are no anchor boxes; see the assigner section"),
+    **dict.fromkeys(("degrees", "shear", "perspective"), "pictures are scaled, shifted and flipped only"),
+    **dict.fromkeys(("mixup", "copy_paste"), "of the mixing changes there is mosaic only (augment.mosaic)"),
+    **dict.fromkeys(("backbone", "head"), "the architecture is Python in models/, see model.backbone"),
+    "cls_pw": "the focal factor balances the classes (loss.beta)",
+    "label_smoothing": "the class target is the IoU, which is soft already",
+    "nc": "the data set's names give the count of classes (data.path)",
+}
+
+
+class Entry(NamedTuple):
+    """A value somebody gave."""
+
+    value: object
+    origin: str  # "configs/models/n.yaml", "--epochs", "--set"
+    where: str  # the origin, with the line if it is a file
+
+
+class Resolved(NamedTuple):
+    """A configuration, and where each of its values comes from."""
+
+    config: Config
+    origins: dict[str, str]  # dotted key -> "default", a file's path, a flag or "--set"
+
+
+def config_to_plain(config: Config) -> dict[str, dict]:
+    """Nested dicts of plain values, lists instead of tuples: what a checkpoint stores."""
+    return config.model_dump(mode="json")
+
+
+def build_config(entries: Mapping[str, Entry]) -> Config:
+    """A checked ``Config`` from dotted keys, all of them in ``KEYS``; one error names every bad value."""
+    tree: dict[str, dict] = {section: {} for section in SECTIONS}
+    for key, entry in entries.items():
+        section, name = key.split(".")
+        tree[section][name] = entry.value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        keys = dict.fromkeys(".".join(item["loc"][:2]) for item in found)  # once, not per branch of a union
+        raise UserError("\n".join(_explain_value(key, entries[key]) for key in keys), USAGE) from error
+
+
+def show_value(value: object) -> str:
+    """A value in one short line, spelled as YAML spells it."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _explain_value(key: str, entry: Entry) -> str:
+    section, name = key.split(".")
+    allowed = describe_allowed(SECTIONS[section].model_json_schema()["properties"][name])
+    meaning = SECTIONS[section].model_fields[name].description
+    return f"{key} is {show_value(entry.value)} ({entry.where}); it must be {allowed}. Meaning: {meaning}."
+
+
+def describe_allowed(schema: Mapping) -> str:
+    """A JSON schema in words: ``an integer >= 1, <= 64``, ``"a" or "b"``."""
+    if "anyOf" in schema:
+        return ", or ".join(map(describe_allowed, schema["anyOf"]))
+    if "const" in schema or "enum" in schema:
+        return " or ".join(json.dumps(choice) for choice in schema.get("enum", [schema.get("const")]))
+    if schema["type"] == "array":
+        items = schema.get("prefixItems") or [schema["items"]]
+        count = f"{len(items)} values" if "prefixItems" in schema else "values"
+        return f"a list of {count}, each {describe_allowed(items[0])}"
+    string = "a non-empty string" if schema.get("minLength") else "a string"
+    words = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": string}
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = ", ".join(f"{sign} {schema[bound]}" for bound, sign in signs.items() if bound in schema)
+    return f"{words.get(schema['type'], schema['type'])} {limits}".rstrip()
+
+
+def dump_config(resolved: Resolved) -> str:
+    """YAML of every value with its origin; ``config_from_plain(read_yaml(path))`` reads it back."""
+    text = []
+    for section, values in config_to_plain(resolved.config).items():
+        text.append(f"{section}:\n")
+        for name, value in values.items():
+            origin = resolved.origins[f"{section}.{name}"]
+            comment = "".join(letter if letter.isprintable() else "?" for letter in origin)
+            text.append(f"  {name}: {_inline(value)}  # {comment}\n")
+    return "".join(text)
+
+
+def _inline(value: object) -> str:
+    if isinstance(value, str):  # quoted and escaped, so that neither rule set can read another type
+        return yaml.safe_dump(value, default_style='"', width=2**20).strip()
+    return json.dumps(value)
+
+
+def format_config(resolved: Resolved) -> str:
+    """The configuration for the log: what was set, one line per origin, then the defaults."""
+    groups: dict[str, list[str]] = {origin: [] for origin in resolved.origins.values() if origin != "default"}
+    plain = config_to_plain(resolved.config)
+    for key, origin in resolved.origins.items():
+        section, name = key.split(".")
+        groups.setdefault(origin, []).append(f"{key}={json.dumps(plain[section][name])}")
+    return "\n".join(
+        textwrap.fill(f"{origin}: {', '.join(items)}", 110, subsequent_indent="  ", break_on_hyphens=False)
+        for origin, items in groups.items()
+    )

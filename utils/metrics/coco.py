@@ -1,0 +1,157 @@
+"""COCO's metrics, computed by hotcoco (Rust) or pycocotools (the reference); both give the same bits.
+
+N pictures, T true boxes, D detections, C classes; boxes xyxy px of the original picture.
+"""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.structures import Detections
+
+KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+RECALLS = np.linspace(0, 1, 101)  # where COCO reads the precision
+_NO_VALUE = -1.0  # COCO's value where there is nothing to measure, small boxes where none is small for instance
+
+
+class Metrics(NamedTuple):
+    """``values`` by ``KEYS``; precision and recall at the confidence of the best mean F1, at IoU 0.5."""
+
+    values: dict[str, float]
+    precision: float
+    recall: float
+    confidence: float
+    per_class: dict[str, dict[str, float]]  # name -> AP, AP50, AP75, AR100, boxes
+    curves: np.ndarray  # (C, 101) precision over RECALLS at IoU 0.5, nan for classes without truths
+
+
+def make_ground_truth(
+    *, picture_ids, sizes, offsets, boxes, labels, ignore, areas, category_ids: Sequence[int], names: Sequence[str]
+) -> dict:
+    """A COCO data set in memory, from packed arrays (``data.index.Index``); ignored boxes become crowds."""
+    images = [
+        {"id": int(number), "height": int(height), "width": int(width), "file_name": str(number)}
+        for number, (height, width) in zip(picture_ids, sizes, strict=True)
+    ]
+    owner = np.repeat(picture_ids, np.diff(offsets))
+    annotations = [
+        {
+            "id": row + 1,
+            "image_id": int(owner[row]),
+            "category_id": int(category_ids[labels[row]]),
+            "bbox": [float(x1), float(y1), float(x2) - float(x1), float(y2) - float(y1)],
+            "area": float(areas[row]),
+            "iscrowd": int(ignore[row]),
+        }
+        for row, (x1, y1, x2, y2) in enumerate(boxes)
+    ]
+    categories = [{"id": int(i), "name": name} for i, name in zip(category_ids, names, strict=True)]
+    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+
+def pack_detections(detections: Detections, picture_id: int, category_ids: Sequence[int]) -> np.ndarray:
+    """(D, 7) float64: picture id, x, y, width, height, score, category id, as COCO's evaluators take them."""
+    boxes = detections.boxes.double().numpy()
+    ids = np.full(len(boxes), picture_id, np.float64)
+    categories = np.asarray(category_ids, np.float64)[detections.labels.numpy()]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return np.column_stack((ids, boxes[:, :2], sides, detections.scores.double().numpy(), categories))
+
+
+def evaluate_detections(truth: dict, detections: np.ndarray, evaluator: str = "hotcoco") -> Metrics:
+    """All metrics of ``detections`` (``pack_detections``, stacked) against ``truth`` (``make_ground_truth``).
+
+    ``evaluator`` is "hotcoco" or "pycocotools"; without hotcoco the latter takes over with one line.
+    """
+    precision, recall, scores = _accumulate(truth, detections, evaluator)
+    names = [category["name"] for category in truth["categories"]]
+    counts = np.bincount(
+        [a["category_id"] for a in truth["annotations"] if not a["iscrowd"]],
+        minlength=max(category["id"] for category in truth["categories"]) + 1,
+    )
+    per_class = {
+        name: {
+            "AP": _mean(precision[:, :, k, 0, 2]),
+            "AP50": _mean(precision[0, :, k, 0, 2]),
+            "AP75": _mean(precision[5, :, k, 0, 2]),
+            "AR100": _mean(recall[:, k, 0, 2]),
+            "boxes": int(counts[category["id"]]),
+        }
+        for k, (name, category) in enumerate(zip(names, truth["categories"], strict=True))
+    }
+    curves = np.where(precision[0, :, :, 0, 2] < 0, np.nan, precision[0, :, :, 0, 2]).T
+    best = _best_f1(curves, scores[0, :, :, 0, 2].T)
+    return Metrics(_summary(precision, recall), *best, per_class, curves)
+
+
+def _accumulate(truth: dict, detections: np.ndarray, evaluator: str) -> tuple[np.ndarray, ...]:
+    """COCO's arrays: precision (10, 101, C, 4, 3), recall (10, C, 4, 3), scores like precision."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = _run_hotcoco(truth, detections) if evaluator == "hotcoco" else None
+        evaluation = evaluation or _run_pycocotools(truth, detections)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return tuple(np.asarray(evaluation.eval[key]) for key in ("precision", "recall", "scores"))
+
+
+def _run_hotcoco(truth: dict, detections: np.ndarray):
+    try:
+        import hotcoco
+    except ImportError:
+        return None
+    ground_truth = hotcoco.COCO(truth)
+    return hotcoco.COCOeval(ground_truth, ground_truth.load_res(detections), "bbox")
+
+
+def _run_pycocotools(truth: dict, detections: np.ndarray):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    ground_truth = COCO()
+    ground_truth.dataset = truth
+    ground_truth.createIndex()
+    if len(detections):
+        found = ground_truth.loadRes(detections)
+    else:  # loadRes reads the first row
+        found = COCO()
+        found.dataset = {**truth, "annotations": []}
+        found.createIndex()
+    return COCOeval(ground_truth, found, "bbox")
+
+
+def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
+    """The twelve figures, by the selections of COCO's ``summarize``."""
+    values = (
+        *(_mean(precision[level, :, :, 0, 2]) for level in (slice(None), 0, 5)),
+        *(_mean(precision[:, :, :, area, 2]) for area in (1, 2, 3)),
+        *(_mean(recall[:, :, 0, most]) for most in (0, 1, 2)),
+        *(_mean(recall[:, :, area, 2]) for area in (1, 2, 3)),
+    )
+    return dict(zip(KEYS, values, strict=True))
+
+
+def _mean(values: np.ndarray) -> float:
+    measured = values[values > _NO_VALUE]
+    return float(np.mean(measured)) if measured.size else _NO_VALUE
+
+
+def _best_f1(precision: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]:
+    """Mean precision and recall over the classes at the confidence where their mean F1 is best, and that confidence.
+
+    ``precision`` and ``scores`` are (C, 101) over RECALLS: at confidence c a class reaches the last recall whose
+    score is at least c.
+    """
+    measured = ~np.isnan(precision[:, 0])
+    if not measured.any():
+        return 0.0, 0.0, 0.0
+    grid = np.linspace(0.001, 0.999, 999)
+    reached = [np.searchsorted(-row, -grid, side="right") - 1 for row in scores[measured]]
+    recall = np.stack([np.where(last >= 0, RECALLS[last.clip(0)], 0) for last in reached])
+    rows = precision[measured]
+    exact = np.stack([np.where(last >= 0, row[last.clip(0)], 0) for row, last in zip(rows, reached, strict=True)])
+    f1 = (2 * recall * exact / (recall + exact + 1e-16)).mean(0)
+    best = int(f1.argmax())
+    return float(exact.mean(0)[best]), float(recall.mean(0)[best]), float(grid[best])

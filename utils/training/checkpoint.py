@@ -1,0 +1,82 @@
+"""Checkpoints: tensors and plain values, written whole or not at all, read without running code."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils.errors import UserError
+
+SCHEMA = 1  # of the checkpoint's keys; raised when their meaning changes
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` (tensors, numbers, strings, lists, dicts) atomically: a crash leaves the old file as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"schema": SCHEMA, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of this project; anything else is a ``UserError`` that says what it is and what to do."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"weights {path} not found (working directory {Path.cwd()})")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a file it cannot or must not read
+        raise UserError(_explain(path)) from error
+    if not isinstance(content, dict) or not {"schema", "ema", "config", "names"} <= content.keys():
+        keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path} is no ltrb checkpoint (it holds: {keys}). {_REMEDY}")
+    if content["schema"] != SCHEMA:
+        raise UserError(f"{path} has schema {content['schema']}, this version reads schema {SCHEMA}")
+    return content
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
+    """Copy the tensors that fit into ``model``; returns (name, reason) of each of the model's that was skipped."""
+    own = model.state_dict()
+    skipped, fitting = [], {}
+    for name, tensor in own.items():
+        if name not in tensors:
+            skipped.append((name, "not in the weights"))
+        elif tensors[name].shape != tensor.shape:
+            skipped.append((name, f"shape {tuple(tensors[name].shape)} there, {tuple(tensor.shape)} here"))
+        else:
+            fitting[name] = tensors[name]
+    model.load_state_dict(fitting, strict=False)
+    return skipped
+
+
+_REMEDY = (
+    "ltrb starts from its own checkpoints only (runs/train/*/weights/best.pt); "
+    "use --weights '' to train from scratch"
+)
+
+
+def _explain(path: Path) -> str:
+    head = path.read_bytes()[:4]
+    if not head:
+        return f"{path} is empty: the file was cut off when it was copied or written. {_REMEDY}"
+    if head[:2] in (b"PK", b"\x80\x02"):
+        return (
+            f"{path} cannot be read safely: it is damaged, or holds pickled objects as the checkpoints of YOLOv5 and "
+            f"Ultralytics do, and loading those would run code from the file. {_REMEDY}"
+        )
+    return f"{path} is not a PyTorch checkpoint. {_REMEDY}"

@@ -1,0 +1,47 @@
+"""The process group of a run. Every function is right, and cheap, in a run of one process."""
+
+import os
+
+import torch
+from torch import Tensor, distributed
+
+
+def world_size() -> int:
+    """Number of ranks; 1 without a process group."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank; 0 without a process group."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def global_sum(value: Tensor) -> Tensor:
+    """Sum over all ranks, without gradient. A collective: every rank calls it, every step, outside any branch on data."""
+    total = value.detach().clone()
+    if distributed.is_initialized():
+        distributed.all_reduce(total)
+    return total
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def launched_by_torchrun() -> bool:
+    """Whether torchrun (or anything that sets its variables) started this process."""
+    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def start(device: torch.device) -> None:
+    """Join torchrun's process group: NCCL on CUDA, gloo elsewhere. Nothing to do in a run of one process."""
+    if launched_by_torchrun() and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

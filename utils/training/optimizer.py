@@ -1,0 +1,45 @@
+"""The optimiser and which weights it trains."""
+
+import torch
+from torch import nn
+
+from utils.config import TrainConfig
+from utils.errors import UserError
+
+
+def freeze(model: nn.Module, what: int | str) -> int:
+    """Stop the training of a model's first parts; returns how many tensors are frozen.
+
+    ``what`` is "backbone", "neck" (and the backbone before it), or the number of blocks, counted from the picture:
+    the stem, each stage, the neck. 0 freezes nothing. The head always trains.
+    """
+    backbone, neck = [model.backbone.stem, *model.backbone.stages], model.neck
+    parts = [*backbone, neck]
+    count = {"backbone": len(backbone), "neck": len(parts)}.get(what, what)
+    if count > len(parts):
+        raise UserError(f"--freeze {what}: this model has {len(parts)} parts to freeze (0 to {len(parts)})")
+    frozen = [parameter for part in parts[:count] for parameter in part.parameters()]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return len(frozen)
+
+
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """Normalisations whose weights are frozen: they must stay in evaluation mode, or their statistics drift."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad
+    ]
+
+
+def build_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD with Nesterov momentum, fused; weight decay on tensors of two or more axes only."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": cfg.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if cfg.optimizer == "AdamW":
+        return torch.optim.AdamW(groups, lr=cfg.lr, fused=True)
+    return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=True, fused=True)

@@ -1,0 +1,19 @@
+"""Where a run writes: ``project/name``, ``name2``, ``name3``, ..."""
+
+import itertools
+from pathlib import Path
+
+
+def make_run_folder(project: str | Path, name: str, *, exist_ok: bool = False) -> Path:
+    """Create and return the first free folder of ``name``, ``name2``, ...; ``exist_ok`` takes ``name`` as it is.
+
+    The folder is created in the same moment it is found free, so two runs never share one.
+    """
+    for number in itertools.count(1):
+        folder = Path(project) / (name if number == 1 else f"{name}{number}")
+        try:
+            folder.mkdir(parents=True, exist_ok=exist_ok)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("unreachable: the counter does not end")

@@ -1,0 +1,200 @@
+"""Measure a detector by COCO's metrics: ``python val.py --weights runs/train/exp/weights/best.pt --data data.yaml``."""
+
+import json
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from data.dataset import ValSet
+from data.index import Index, load_split
+from data.letterbox import restore
+from data.loader import ValSampler, choose_workers, make_loader
+from data.shapes import ensure_shapes
+from data.spec import DataSpec, find_data_yaml, load_data_spec
+from inference import input_shape, load_detector
+from models.detector import Detector
+from utils.arguments import given_settings, val_parser
+from utils.config import Config, ValConfig
+from utils.errors import UserError, run_main
+from utils.metrics.coco import KEYS, RECALLS, Metrics, evaluate_detections, make_ground_truth, pack_detections
+from utils.plots.curves import plot_pr_curves
+from utils.plots.grid import save_grid
+from utils.postprocess import postprocess
+from utils.training.run_folder import make_run_folder
+
+
+class Evaluation(NamedTuple):
+    """What a validation found."""
+
+    metrics: Metrics
+    rows: np.ndarray  # (D, 7) all detections, as COCO's evaluators take them
+    seconds: dict[str, float]  # per picture: load, forward, postprocess; and the evaluation's total
+
+
+def evaluate(
+    model: Detector, loader: DataLoader, truth: dict, *, cfg: ValConfig, device: torch.device
+) -> Evaluation:
+    """Run ``model`` over ``loader`` in float32 and compare with ``truth`` (``make_ground_truth`` of the same index)."""
+    index, ids = loader.dataset.index, [category["id"] for category in truth["categories"]]
+    rows, clock = [np.zeros((0, 7))], {"load": 0.0, "forward": 0.0, "postprocess": 0.0}
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for batch in tqdm(loader, desc="validating", leave=False, disable=None):
+            loaded = time.perf_counter()
+            pred = model(batch.images.to(device, non_blocking=True))
+            _wait(device)
+            forwarded = time.perf_counter()
+            found = postprocess(pred, conf=cfg.conf, iou=cfg.iou, max_det=cfg.max_det)
+            for picture, letterbox, detections in zip(batch.pictures, batch.letterboxes, found, strict=True):
+                rows.append(pack_detections(restore(detections, letterbox), index.picture_ids[picture], ids))
+            end = time.perf_counter()
+            for stage, spent in zip(clock, (loaded - start, forwarded - loaded, end - forwarded), strict=True):
+                clock[stage] += spent / len(index.sizes)
+            start = end
+    stacked = np.concatenate(rows)
+    metrics = evaluate_detections(truth, stacked, cfg.evaluator)
+    return Evaluation(metrics, stacked, {**clock, "evaluation": time.perf_counter() - start})
+
+
+def make_val_loader(index: Index, config: Config, *, stride: int, device: torch.device) -> DataLoader:
+    """The loader of a validation: every picture once, letterboxed to ``data.imgsz``."""
+    shape = input_shape(config.data.imgsz, stride)
+    size = config.val.batch_size or config.train.batch_size
+    sampler = ValSampler(index.sizes, size, shape, stride=stride, rect=config.data.rect)
+    workers = choose_workers(config.data.workers, len(sampler))
+    return make_loader(ValSet(index), sampler, workers, pin=device.type == "cuda")
+
+
+def ground_truth_of(index: Index, spec: DataSpec) -> dict:
+    """COCO ground truth of a split."""
+    return make_ground_truth(
+        **{field: getattr(index, field) for field in ("picture_ids", "sizes", "offsets", "boxes", "labels")},
+        **{"ignore": index.ignore, "areas": index.areas},
+        category_ids=spec.category_ids,
+        names=spec.names,
+    )
+
+
+def save_val_pictures(folder: Path, model: Detector, loader: DataLoader, names, *, cfg: ValConfig) -> None:
+    """val_batch0_labels.jpg and val_batch0_pred.jpg: the first batch with its truths and with what is detected."""
+    batch = next(iter(loader))
+    titles = [Path(str(loader.dataset.index.paths[picture].decode())).name for picture in batch.pictures]
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        pred = model(batch.images.to(device))
+    found = postprocess(pred, conf=cfg.detect_conf, iou=cfg.detect_iou, max_det=cfg.max_det)
+    valid = batch.truth.valid
+    true_boxes = [boxes[keep] for boxes, keep in zip(batch.truth.boxes, valid, strict=True)]
+    true_labels = [labels[keep] for labels, keep in zip(batch.truth.labels, valid, strict=True)]
+    show = {"names": names, "titles": titles}
+    save_grid(folder / "val_batch0_labels.jpg", batch.images, true_boxes, true_labels, **show)
+    save_grid(
+        folder / "val_batch0_pred.jpg",
+        batch.images,
+        [detections.boxes.cpu() for detections in found],
+        [detections.labels.cpu() for detections in found],
+        scores=[detections.scores.cpu() for detections in found],
+        **show,
+    )
+
+
+def format_metrics(metrics: Metrics, num_pictures: int) -> str:
+    """The table of a validation: all classes, then each."""
+    lines = [f"{'Class':>20}{'Images':>9}{'Boxes':>9}{'P':>9}{'R':>9}{'AP50':>9}{'AP75':>9}{'AP':>9}"]
+    values, total = metrics.values, sum(row["boxes"] for row in metrics.per_class.values())
+    first = (metrics.precision, metrics.recall, values["AP50"], values["AP75"], values["AP"])
+    lines.append(f"{'all':>20}{num_pictures:>9}{total:>9}" + "".join(f"{value:>9.3f}" for value in first))
+    for name, row in metrics.per_class.items():
+        shown = f"{row['AP50']:>9.3f}{row['AP75']:>9.3f}{row['AP']:>9.3f}"
+        lines.append(f"{name[:19]:>20}{num_pictures:>9}{row['boxes']:>9}{'':>18}{shown}")
+    return "\n".join(lines)
+
+
+def write_metrics(folder: Path, evaluation: Evaluation) -> None:
+    """metrics.json: COCO's twelve figures, precision and recall, each class, the time of each stage."""
+    metrics = evaluation.metrics
+    content = {key: metrics.values[key] for key in KEYS}
+    content |= {"precision": metrics.precision, "recall": metrics.recall, "confidence": metrics.confidence}
+    content |= {"per_class": metrics.per_class, "seconds": evaluation.seconds}
+    (folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_predictions(folder: Path, rows: np.ndarray) -> Path:
+    """predictions.json in COCO's result form, unrounded."""
+    content = [
+        {"image_id": int(row[0]), "category_id": int(row[6]), "bbox": row[1:5].tolist(), "score": float(row[5])}
+        for row in rows
+    ]
+    path = folder / "predictions.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def check_names(ours: tuple[str, ...], theirs: tuple[str, ...], *, weights: str, data: Path) -> None:
+    """Weights measure only data of the same classes, in the same order."""
+    if ours != theirs:
+        raise UserError(
+            f"the classes of the weights are not those of the data:\n  {weights}: {', '.join(ours)}\n"
+            f"  {data}: {', '.join(theirs)}\nMeasure on the data set it was trained on, or train on this one"
+        )
+
+
+def main() -> None:
+    """Command line."""
+    args = val_parser().parse_args()
+    detector = load_detector(args.weights, args.device)
+    config = _settings(args, detector.config)
+    yaml = find_data_yaml(config.data.path)
+    ensure_shapes(yaml)
+    spec = load_data_spec(yaml)
+    index, _ = load_split(spec, args.task, single_cls=config.data.single_cls)
+    names = ("object",) if config.data.single_cls else spec.names
+    check_names(detector.names, names, weights=args.weights, data=yaml)
+    folder = make_run_folder(args.project, args.name, exist_ok=args.exist_ok)
+    loader = make_val_loader(index, config, stride=detector.stride, device=detector.device)
+    truth = ground_truth_of(index, spec._replace(names=names, category_ids=spec.category_ids[: len(names)]))
+    result = evaluate(detector.model, loader, truth, cfg=config.val, device=detector.device)
+    print(format_metrics(result.metrics, len(index.sizes)))
+    print("  ".join(f"{key} {value:.4f}" for key, value in result.metrics.values.items()))
+    stages = ", ".join(f"{stage} {1000 * result.seconds[stage]:.1f}" for stage in ("load", "forward", "postprocess"))
+    print(f"ms a picture: {stages}; evaluation {result.seconds['evaluation']:.2f} s")
+    write_metrics(folder, result)
+    if args.save_json:
+        print(f"predictions: {write_predictions(folder, result.rows)}")
+    if not args.noplots:
+        save_val_pictures(folder, detector.model, loader, names, cfg=config.val)
+        plot_pr_curves(folder / "PR_curve.png", RECALLS, result.metrics.curves, names)
+    print(f"results: {folder}\nto detect: python detect.py --weights {args.weights} --source <pictures>")
+
+
+def _settings(args, trained: Config) -> Config:
+    """The configuration of the training, with the flags of this command over it."""
+    from utils.config import config_to_plain
+    from utils.config_files import load_config
+
+    flags = {
+        f"{section}.{key}": (args.weights, value)
+        for section, values in config_to_plain(trained).items()
+        for key, value in values.items()
+    }
+    flags["val.batch_size"] = ("--batch-size", args.batch_size or trained.val.batch_size)
+    given = given_settings(args)
+    given.pop("train.batch_size", None)
+    for name, key in (("conf_thres", "val.conf"), ("iou_thres", "val.iou"), ("max_det", "val.max_det")):
+        if getattr(args, name) is not None:
+            given[key] = (f"--{name.replace('_', '-')}", getattr(args, name))
+    return load_config(flags=flags | given, sets=args.sets).config
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    run_main(main)
