@@ -57,7 +57,9 @@ class LoadedDetector:
         return restore(found, letterbox)
 
 
-def load_detector(weights: str | Path, device: str = "", *, imgsz: int | tuple[int, int] | None = None) -> LoadedDetector:
+def load_detector(
+    weights: str | Path, device: str = "", *, imgsz: int | tuple[int, int] | None = None
+) -> LoadedDetector:
     """The detector of a checkpoint: its averaged weights, convolutions and normalisations fused.
 
     Raises ``UserError`` for files that are not this project's checkpoints.
@@ -79,5 +81,7 @@ def input_shape(imgsz: int | tuple[int, int], stride: int) -> tuple[int, int]:
     asked = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
     shape = tuple(round_up(side, stride) for side in asked)
     if shape != asked:
-        print(f"imgsz {asked[0]}x{asked[1]} is no multiple of the stride {stride}: using {shape[0]}x{shape[1]}")
+        print(
+            f"imgsz {asked[0]}x{asked[1]} is no multiple of the stride {stride}: using {shape[0]}x{shape[1]}"
+        )
     return shape

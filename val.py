@@ -53,7 +53,9 @@ def evaluate(
             for picture, letterbox, detections in zip(batch.pictures, batch.letterboxes, found, strict=True):
                 rows.append(pack_detections(restore(detections, letterbox), index.picture_ids[picture], ids))
             end = time.perf_counter()
-            for stage, spent in zip(clock, (loaded - start, forwarded - loaded, end - forwarded), strict=True):
+            for stage, spent in zip(
+                clock, (loaded - start, forwarded - loaded, end - forwarded), strict=True
+            ):
                 clock[stage] += spent / len(index.sizes)
             start = end
     stacked = np.concatenate(rows)
@@ -127,7 +129,12 @@ def write_metrics(folder: Path, evaluation: Evaluation) -> None:
 def write_predictions(folder: Path, rows: np.ndarray) -> Path:
     """predictions.json in COCO's result form, unrounded."""
     content = [
-        {"image_id": int(row[0]), "category_id": int(row[6]), "bbox": row[1:5].tolist(), "score": float(row[5])}
+        {
+            "image_id": int(row[0]),
+            "category_id": int(row[6]),
+            "bbox": row[1:5].tolist(),
+            "score": float(row[5]),
+        }
         for row in rows
     ]
     path = folder / "predictions.json"
@@ -161,7 +168,9 @@ def main() -> None:
     result = evaluate(detector.model, loader, truth, cfg=config.val, device=detector.device)
     print(format_metrics(result.metrics, len(index.sizes)))
     print("  ".join(f"{key} {value:.4f}" for key, value in result.metrics.values.items()))
-    stages = ", ".join(f"{stage} {1000 * result.seconds[stage]:.1f}" for stage in ("load", "forward", "postprocess"))
+    stages = ", ".join(
+        f"{stage} {1000 * result.seconds[stage]:.1f}" for stage in ("load", "forward", "postprocess")
+    )
     print(f"ms a picture: {stages}; evaluation {result.seconds['evaluation']:.2f} s")
     write_metrics(folder, result)
     if args.save_json:

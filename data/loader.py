@@ -40,7 +40,9 @@ class TrainSampler(Sampler):
 class ValSampler(Sampler):
     """Every picture once, as items of ``ValSet``: square inputs, or with ``rect`` sorted by shape and padded little."""
 
-    def __init__(self, sizes: np.ndarray, batch_size: int, shape: tuple[int, int], *, stride: int, rect: bool):
+    def __init__(
+        self, sizes: np.ndarray, batch_size: int, shape: tuple[int, int], *, stride: int, rect: bool
+    ):
         numbers = np.argsort(sizes[:, 0] / sizes[:, 1], kind="stable") if rect else np.arange(len(sizes))
         self.batches = []
         for start in range(0, len(numbers), batch_size):

@@ -47,7 +47,9 @@ class Plan(NamedTuple):
 class Planner:
     """Draws the plans of a data set: ``sizes`` (N, 2) of its pictures, ``shape`` of the output."""
 
-    def __init__(self, sizes: np.ndarray, shape: tuple[int, int], cfg: AugmentConfig, *, group: int, seed: int):
+    def __init__(
+        self, sizes: np.ndarray, shape: tuple[int, int], cfg: AugmentConfig, *, group: int, seed: int
+    ):
         self.sizes, self.shape, self.cfg, self.group, self.seed = sizes, shape, cfg, group, seed
         self._order = (-1, np.empty(0, np.int64))
 

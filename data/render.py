@@ -45,7 +45,8 @@ def render_boxes(
 
 def transform_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """(N, 4) xyxy through a (3, 3) matrix -> the bounds of the four moved corners, (N, 4) xyxy."""
-    corners = np.stack((boxes[:, [0, 2, 2, 0]], boxes[:, [1, 1, 3, 3]], np.ones((len(boxes), 4))), -1) @ matrix.T
+    corners = (
+        np.stack((boxes[:, [0, 2, 2, 0]], boxes[:, [1, 1, 3, 3]], np.ones((len(boxes), 4))), -1) @ matrix.T
+    )
     corners = corners[..., :2] / corners[..., 2:]
     return np.concatenate((corners.min(1), corners.max(1)), 1)
-

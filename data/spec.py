@@ -185,7 +185,7 @@ def _read_list(path: Path, root: Path) -> Iterator[str]:
         raise UserError(text, DATA) from error
     for line in filter(None, map(str.strip, lines)):
         beside = os.path.normpath(os.path.join(path.parent, line))
-        if not line.startswith("./") and not os.path.exists(beside):
+        if not os.path.exists(beside):
             below_root = os.path.normpath(os.path.join(root, line))
             beside = below_root if os.path.exists(below_root) else beside
         yield beside

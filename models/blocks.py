@@ -23,7 +23,9 @@ class ConvBNAct(nn.Module):
         norm = self.norm
         gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         weight = self.conv.weight.double() * gain.view(-1, 1, 1, 1)
-        self.conv.bias = nn.Parameter((norm.bias.double() - norm.running_mean.double() * gain).to(self.conv.weight.dtype))
+        self.conv.bias = nn.Parameter(
+            (norm.bias.double() - norm.running_mean.double() * gain).to(self.conv.weight.dtype)
+        )
         self.conv.weight = nn.Parameter(weight.to(self.conv.weight.dtype))
         self.norm = nn.Identity()
 

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from models.blocks import ConvBNAct
 
-_BIN_SLOPE = 0.3  # bias of bin i is -0.3 i: the first sides are about 2.7 strides, not 7.5 as with uniform bins
+_BIN_SLOPE = (
+    0.3  # bias of bin i is -0.3 i: the first sides are about 2.7 strides, not 7.5 as with uniform bins
+)
 
 
 class LTRBHead(nn.Module):

@@ -13,9 +13,13 @@ class PANNeck(nn.Module):
     def __init__(self, channels: list[int], blocks: int):
         super().__init__()
         steps = list(zip(channels[:-1], channels[1:], strict=True))  # (finer, coarser)
-        self.down = nn.ModuleList(CSPBlock(fine + coarse, fine, blocks, shortcut=False) for fine, coarse in steps)
+        self.down = nn.ModuleList(
+            CSPBlock(fine + coarse, fine, blocks, shortcut=False) for fine, coarse in steps
+        )
         self.shrink = nn.ModuleList(ConvBNAct(fine, fine, 3, stride=2) for fine, _ in steps)
-        self.up = nn.ModuleList(CSPBlock(fine + coarse, coarse, blocks, shortcut=False) for fine, coarse in steps)
+        self.up = nn.ModuleList(
+            CSPBlock(fine + coarse, coarse, blocks, shortcut=False) for fine, coarse in steps
+        )
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         merged = list(features)

@@ -4,6 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from utils.config import Resolved
+from utils.config_files import load_config
+from utils.errors import UserError
+from utils.training.checkpoint import load_checkpoint
+
+DEMO_IMGSZ = 320
 SETTINGS = {  # attribute of the parsed flags -> dotted key
     "data": "data.path",
     "imgsz": "data.imgsz",
@@ -15,7 +21,6 @@ SETTINGS = {  # attribute of the parsed flags -> dotted key
     "seed": "train.seed",
     "optimizer": "train.optimizer",
     "patience": "train.patience",
-    "freeze": "train.freeze",
     "schedule": "train.schedule",
     "save_period": "train.save_period",
     "val_every": "train.val_every",
@@ -58,12 +63,20 @@ def train_parser() -> argparse.ArgumentParser:
     add("--project", default="runs/train", metavar="DIR")
     add("--name", default="exp", help="results go to project/name")
     add("--exist-ok", action="store_true", help="write into an existing folder")
-    add("--resume", nargs="?", const="latest", metavar="PT", help="go on with the latest or the given last.pt")
+    add(
+        "--resume", nargs="?", const="latest", metavar="PT", help="go on with the latest or the given last.pt"
+    )
     add("--seed", type=int)
     add("--optimizer", choices=("AdamW", "SGD"))
     add("--patience", type=int, help="epochs without a better AP before stopping")
     add("--freeze", type=_int_or_name, nargs="+", metavar="N", help="N parts, backbone or neck do not train")
-    add("--cos-lr", dest="schedule", action="store_const", const="cosine", help="cosine schedule (the default)")
+    add(
+        "--cos-lr",
+        dest="schedule",
+        action="store_const",
+        const="cosine",
+        help="cosine schedule (the default)",
+    )
     add("--linear-lr", dest="schedule", action="store_const", const="linear", help="linear schedule")
     add("--save-period", type=int, help="also keep a checkpoint every so many epochs")
     add("--val-every", type=int, metavar="K", help="validate every K-th epoch and the last")
@@ -149,7 +162,13 @@ def add_set(parser: argparse.ArgumentParser) -> None:
 
 def _add_imgsz(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--imgsz", "--img", "--img-size", type=int, nargs="+", action=_Size, help="input size, px: one side, or h w"
+        "--imgsz",
+        "--img",
+        "--img-size",
+        type=int,
+        nargs="+",
+        action=_Size,
+        help="input size, px: one side, or h w",
     )
 
 
@@ -175,3 +194,36 @@ class _Replaced(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         print(f"{option_string} is not needed: {self.why}", file=sys.stderr)
+
+
+def resolve_training(args: argparse.Namespace) -> Resolved:
+    """The configuration of a training: files, weights' architecture, flags, --set.
+
+    Without --data it is the demo: its model, recipe and input size. Weights without --cfg bring their architecture.
+    """
+    demo, flags = args.data is None, {}
+    if args.weights and not args.cfg:
+        model = load_checkpoint(args.weights)["config"]["model"]
+        flags |= {f"model.{key}": (args.weights, value) for key, value in model.items()}
+    if demo:
+        flags["data.imgsz"] = ("demo", DEMO_IMGSZ)
+    flags |= given_settings(args)
+    if args.freeze:
+        flags["train.freeze"] = ("--freeze", _read_freeze(args.freeze))
+    if args.noval:
+        flags["train.val_every"] = ("--noval", flags.get("train.epochs", ("", 10**6))[1])
+    cfg = args.cfg or (None if args.weights else "demo" if demo else "n")
+    return load_config(
+        cfg=cfg, hyp=args.hyp or ("demo" if demo else "default"), loss=args.loss, flags=flags, sets=args.sets
+    )
+
+
+def _read_freeze(values: list[int | str]) -> int | str:
+    """``--freeze 10``, ``--freeze backbone``, or YOLOv5's list ``--freeze 0 1 2`` of the first parts."""
+    if len(values) == 1:
+        return values[0]
+    if values != list(range(len(values))):
+        raise UserError(
+            f"--freeze {' '.join(map(str, values))}: give the number of parts to freeze, backbone or neck"
+        )
+    return len(values)

@@ -117,7 +117,8 @@ def test_numeric_stems_are_the_picture_ids():
     assert picture_ids_of(["/x/000000000139.jpg", "/x/0285.png"]).tolist() == [139, 285]
     assert picture_ids_of(["/x/139.jpg", "/x/a285.png"]).tolist() == [1, 2]
     assert picture_ids_of(["/x/7.jpg", "/y/07.jpg"]).tolist() == [1, 2]  # not distinct
-    assert picture_ids_of(["/x/²3.jpg", "/x/" + "9" * 30 + ".jpg"]).tolist() == [1, 2]
+    assert picture_ids_of(["/x/²3.jpg"]).tolist() == [1]
+    assert picture_ids_of(["/x/" + "9" * 30 + ".jpg"]).tolist() == [1]
 
 
 # faults of a split
@@ -149,9 +150,12 @@ def test_label_that_is_a_folder_is_a_problem(root):
 def test_any_label_bytes_load_or_are_user_errors(root, content):
     add(root, "a.png", content)
     spec = spec_of(root)
+    error = None
     try:
         index, report = load_split(spec, "train")
-    except UserError as error:
+    except UserError as raised:
+        error = raised
+    if error:
         assert error.code == DATA and f"{root}/labels/a.txt" in str(error)
     else:
         assert len(index.boxes) == report.num_boxes == index.offsets[-1]
@@ -182,7 +186,7 @@ def test_links_are_followed_once(root):
 def test_list_file(root):
     paths = [add(root, name) for name in ("a.png", "b.png", "c.png")]
     (root / "lists").mkdir()
-    content = f"./../images/a.png\n\n{paths[1]}\r\nimages/c.png\n./../images/a.png\n"
+    content = f"{paths[1]}\n\n./../images/a.png\r\nimages/c.png\n./../images/a.png\n"
     (root / "lists" / "train.txt").write_text("\ufeff" + content, encoding="utf-8")
     found = pictures_of(root, "train: lists/train.txt\nnames: [a]")
     assert found == ["images/a.png", "images/b.png", "images/c.png"]
@@ -294,7 +298,7 @@ def test_bad_yaml_content(root, text, reason):
 
 
 def test_broken_yaml_names_file_and_line(root):
-    assert "data.yaml:2" in error_of(spec_of, root, "train: images\nnames: [a\n")
+    assert "data.yaml:2" in error_of(spec_of, root, "train: images\nnames: ]a\n")
 
 
 def test_nc_may_stand_for_names_and_digits_are_names(root):

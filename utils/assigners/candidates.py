@@ -110,7 +110,9 @@ def _bid_for_free_points(owner: Tensor, truth: Targets, levels: Levels, reach: i
     order = num_truths - 1 - torch.arange(num_truths, device=owner.device)
     for _ in range(_FALLBACK_ROUNDS):
         missing = without_point(owner, truth)
-        if owner.device.type == "cpu" and not missing.any():  # on a GPU the question costs more than the rounds
+        if (
+            owner.device.type == "cpu" and not missing.any()
+        ):  # on a GPU the question costs more than the rounds
             break
         free = (owner < 0).gather(1, index.flatten(1)).view_as(index)
         best, place = key.where(free, -1).max(-1)
@@ -155,7 +157,9 @@ def _covered(boxes: Tensor, ignore: Tensor, levels: Levels) -> Tensor:
     for height, width, stride in levels:
         first, end = (boxes[..., :2] / stride - 0.5).ceil(), (boxes[..., 2:] / stride - 0.5).floor() + 1
         cells = torch.stack((first, torch.maximum(first, end)), -1).long()
-        (x1, x2), (y1, y2) = (cells[..., axis, :].clamp(0, n).unbind(-1) for axis, n in enumerate((width, height)))
+        (x1, x2), (y1, y2) = (
+            cells[..., axis, :].clamp(0, n).unbind(-1) for axis, n in enumerate((width, height))
+        )
         corners = torch.cat([y * (width + 1) + x for y in (y1, y2) for x in (x1, x2)], 1)
         signs = torch.cat([ignore.int() * sign for sign in (1, -1, -1, 1)], 1)
         grid = torch.zeros(boxes.shape[0], (height + 1) * (width + 1), dtype=torch.int32, device=boxes.device)
@@ -176,7 +180,9 @@ def _span(low: Tensor, high: Tensor, cells: int, stride: int, reach: int) -> tup
     """One axis of a window: cell numbers (B, M, n), squared gap to the centre px^2, and which can express both sides."""
     count = min(reach + 1, cells)
     first = torch.maximum(low, high - reach * stride) / stride - 0.5
-    numbers = first.ceil().clamp(0, cells - count).long().unsqueeze(-1) + torch.arange(count, device=low.device)
+    numbers = first.ceil().clamp(0, cells - count).long().unsqueeze(-1) + torch.arange(
+        count, device=low.device
+    )
     before = numbers + 0.5 - low.unsqueeze(-1) / stride
     after = high.unsqueeze(-1) / stride - numbers - 0.5
     allowed = (torch.minimum(before, after) >= 0) & (torch.maximum(before, after) <= reach)

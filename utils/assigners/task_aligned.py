@@ -31,7 +31,9 @@ class TaskAlignedAssigner:
         metric = score.float() ** self.alpha * aligned_iou(near, truth.boxes.unsqueeze(2)) ** self.beta
 
         num_candidates = metric.shape[-1]
-        key = rank_key(metric, candidates.distance, _arange_like(metric), num_candidates).where(candidates.allowed, -1)
+        key = rank_key(metric, candidates.distance, _arange_like(metric), num_candidates).where(
+            candidates.allowed, -1
+        )
         best, place = key.topk(min(self.top_k, num_candidates), sorted=False)
 
         number = _arange_like(truth.labels).unsqueeze(-1)

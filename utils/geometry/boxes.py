@@ -38,7 +38,9 @@ def aligned_ciou(first: Tensor, second: Tensor) -> Tensor:
     iou = aligned_iou(first, second)
     size_first, size_second = first[..., 2:] - first[..., :2], second[..., 2:] - second[..., :2]
     offset = (first[..., :2] + first[..., 2:] - second[..., :2] - second[..., 2:]) / 2
-    enclosing = torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(first[..., :2], second[..., :2])
+    enclosing = torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(
+        first[..., :2], second[..., :2]
+    )
     distance = offset.square().sum(-1) / (enclosing.square().sum(-1) + EPS)
     aspect = (4 / math.pi**2) * (_aspect_angle(size_first) - _aspect_angle(size_second)).square()
     with torch.no_grad():

@@ -5,7 +5,9 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def quality_focal_loss(logits: Tensor, target: Tensor, beta: float = 2.0, alpha: float | None = None) -> Tensor:
+def quality_focal_loss(
+    logits: Tensor, target: Tensor, beta: float = 2.0, alpha: float | None = None
+) -> Tensor:
     """Quality focal loss -|y - s|^beta ((1 - y) log(1 - s) + y log s), s = sigmoid(logits) (arXiv:2006.04388, eq. 5).
 
     Args:

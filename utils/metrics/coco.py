@@ -14,7 +14,9 @@ from utils.structures import Detections
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 RECALLS = np.linspace(0, 1, 101)  # where COCO reads the precision
-_NO_VALUE = -1.0  # COCO's value where there is nothing to measure, small boxes where none is small for instance
+_NO_VALUE = (
+    -1.0
+)  # COCO's value where there is nothing to measure, small boxes where none is small for instance
 
 
 class Metrics(NamedTuple):
@@ -29,7 +31,16 @@ class Metrics(NamedTuple):
 
 
 def make_ground_truth(
-    *, picture_ids, sizes, offsets, boxes, labels, ignore, areas, category_ids: Sequence[int], names: Sequence[str]
+    *,
+    picture_ids,
+    sizes,
+    offsets,
+    boxes,
+    labels,
+    ignore,
+    areas,
+    category_ids: Sequence[int],
+    names: Sequence[str],
 ) -> dict:
     """A COCO data set in memory, from packed arrays (``data.index.Index``); ignored boxes become crowds."""
     images = [
@@ -151,7 +162,9 @@ def _best_f1(precision: np.ndarray, scores: np.ndarray) -> tuple[float, float, f
     reached = [np.searchsorted(-row, -grid, side="right") - 1 for row in scores[measured]]
     recall = np.stack([np.where(last >= 0, RECALLS[last.clip(0)], 0) for last in reached])
     rows = precision[measured]
-    exact = np.stack([np.where(last >= 0, row[last.clip(0)], 0) for row, last in zip(rows, reached, strict=True)])
+    exact = np.stack(
+        [np.where(last >= 0, row[last.clip(0)], 0) for row, last in zip(rows, reached, strict=True)]
+    )
     f1 = (2 * recall * exact / (recall + exact + 1e-16)).mean(0)
     best = int(f1.argmax())
     return float(exact.mean(0)[best]), float(recall.mean(0)[best]), float(grid[best])

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from utils.errors import UserError
 
@@ -32,8 +31,8 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of this project; anything else is a ``UserError`` that says what it is and what to do."""
+def load_checkpoint(path: str | Path, *, key: str = "ema") -> dict[str, Any]:
+    """Read a checkpoint of this project that holds ``key``; anything else is a ``UserError`` that says what to do."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"weights {path} not found (working directory {Path.cwd()})")
@@ -44,24 +43,19 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"schema", "ema", "config", "names"} <= content.keys():
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path} is no ltrb checkpoint (it holds: {keys}). {_REMEDY}")
+    if key not in content:
+        raise UserError(f"{path} holds no {key}: only last.pt can be resumed; best.pt is for --weights")
     if content["schema"] != SCHEMA:
         raise UserError(f"{path} has schema {content['schema']}, this version reads schema {SCHEMA}")
     return content
 
 
-def load_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
-    """Copy the tensors that fit into ``model``; returns (name, reason) of each of the model's that was skipped."""
-    own = model.state_dict()
-    skipped, fitting = [], {}
-    for name, tensor in own.items():
-        if name not in tensors:
-            skipped.append((name, "not in the weights"))
-        elif tensors[name].shape != tensor.shape:
-            skipped.append((name, f"shape {tuple(tensors[name].shape)} there, {tuple(tensor.shape)} here"))
-        else:
-            fitting[name] = tensors[name]
-    model.load_state_dict(fitting, strict=False)
-    return skipped
+def find_latest(project: str | Path) -> Path:
+    """The last.pt written last below ``project``."""
+    found = sorted(Path(project).glob("*/weights/last.pt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"--resume: no */weights/last.pt below {project}; give the path of one")
+    return found[-1]
 
 
 _REMEDY = (

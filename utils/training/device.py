@@ -20,7 +20,9 @@ def select_device(asked: str, *, command: str = "train.py") -> torch.device:
         return device
     if "," in name:
         numbers = [part for part in name.split(",") if part.strip()]
-        line = f"CUDA_VISIBLE_DEVICES={','.join(numbers)} torchrun --nproc_per_node {len(numbers)} {command} ..."
+        line = (
+            f"CUDA_VISIBLE_DEVICES={','.join(numbers)} torchrun --nproc_per_node {len(numbers)} {command} ..."
+        )
         raise UserError(f"--device {asked}: several GPUs need one process each. Type:\n  {line}")
     if name in ("cpu", "") and (name or not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -45,7 +47,9 @@ def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     """
     if amp == "auto":
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+            return (
+                torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+            )
         return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
     if amp == "fp16" and device.type == "cpu":
         raise UserError("train.amp fp16 needs a GPU; use bf16 or off on a CPU")

@@ -45,3 +45,12 @@ def stop() -> None:
     """Leave the process group, if there is one."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def from_rank_zero(value):
+    """Rank 0's value (plain Python), on every rank. A collective."""
+    if not distributed.is_initialized():
+        return value
+    holder = [value]
+    distributed.broadcast_object_list(holder, src=0)
+    return holder[0]

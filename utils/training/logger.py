@@ -1,7 +1,8 @@
 """What a run leaves in writing: results.csv, one table line an epoch, TensorBoard events where it is installed."""
 
 import csv
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ COLUMNS = (
     "seconds",
     "data_seconds",
 )
-HEADER = ("Epoch", "GPU_mem", "quality", "box", "dfl", "grad", "Size")
+HEADER = ("Epoch", "GPU_mem", "quality", "box", "dfl", "grad", "Size", "P", "R", "AP50", "AP", "seconds")
 
 
 class DelayedValues:
@@ -52,8 +53,9 @@ class DelayedValues:
 class ResultsLog:
     """results.csv in full precision and, where TensorBoard is installed, its events."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, epochs_done: int = 0):
         self.path = folder / "results.csv"
+        self._keep_until(epochs_done)
         self._events = _tensorboard_writer(folder)
 
     def write(self, row: Mapping[str, float]) -> None:
@@ -68,7 +70,7 @@ class ResultsLog:
             for key, value in row.items():
                 self._events.add_scalar(key, value, int(row["epoch"]))
 
-    def keep_until(self, epoch: int) -> None:
+    def _keep_until(self, epoch: int) -> None:
         """Drop the rows after ``epoch``: a resumed run writes them again."""
         if not self.path.exists():
             return
@@ -84,13 +86,23 @@ class ResultsLog:
 
 def table_header() -> str:
     """Head of the table, in the shape YOLOv5's users know."""
-    return "".join(f"{name:>11}" for name in HEADER)
+    return "".join(f"{name:>10}" for name in HEADER)
 
 
-def table_line(epoch: str, memory: str, values: list[float], size: str) -> str:
-    """One line of the table; ``values`` are quality, box, dfl and the gradient's norm."""
+def table_line(epoch: str, values: list[float], size: str, metrics: Sequence[float] = ()) -> str:
+    """One line of the table: quality, box, dfl and the gradient's norm, the input size, then P, R, AP50, AP."""
+    memory = f"{torch.cuda.max_memory_reserved() / 1e9:.3g}G" if torch.cuda.is_available() else "-"
     numbers = [f"{value:.4g}" for value in values] + [""] * (4 - len(values))
-    return "".join(f"{cell:>11}" for cell in (epoch, memory, *numbers, size))
+    shown = [f"{value:.3f}" for value in metrics]
+    return "".join(f"{cell:>10}" for cell in (epoch, memory, *numbers, size, *shown))
+
+
+def epoch_line(row: Mapping[str, float], epochs: int, shape: tuple[int, int]) -> str:
+    """The table's line of a finished epoch, from its row of results.csv."""
+    losses = [row[f"train/{name}"] for name in ("quality", "box", "dfl", "grad_norm")]
+    metrics = [row.get(f"metrics/{name}", math.nan) for name in ("precision", "recall", "AP50", "AP")]
+    size = str(shape[0]) if shape[0] == shape[1] else f"{shape[0]}x{shape[1]}"
+    return table_line(f"{row['epoch']}/{epochs}", losses, size, metrics) + f"{row['seconds']:>10.1f}"
 
 
 def _tensorboard_writer(folder: Path):

@@ -24,7 +24,7 @@ def freeze(model: nn.Module, what: int | str) -> int:
     return len(frozen)
 
 
-def frozen_modules(model: nn.Module) -> list[nn.Module]:
+def frozen_norms(model: nn.Module) -> list[nn.Module]:
     """Normalisations whose weights are frozen: they must stay in evaluation mode, or their statistics drift."""
     return [
         module

@@ -1,0 +1,44 @@
+"""All that changes during a training, and how it is saved and restored."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils.training.ema import EMA
+
+
+@dataclass
+class TrainState:
+    """The parts of a run that a checkpoint holds."""
+
+    model: nn.Module  # without a wrapper for several processes
+    ema: EMA
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # does nothing except in fp16
+    epoch: int = 0  # epochs done
+    step: int = 0  # batches done
+    best: dict[str, float] = field(default_factory=lambda: {"AP": -1.0, "epoch": -1})
+
+    def to_plain(self) -> dict[str, Any]:
+        """Tensors and plain values, everything a run needs to go on."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "ema_updates": self.ema.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": dict(self.best),
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Inverse of ``to_plain``."""
+        self.model.load_state_dict(content["model"])
+        self.ema.model.load_state_dict(content["ema"])
+        self.ema.updates = content["ema_updates"]
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.epoch, self.step, self.best = content["epoch"], content["step"], dict(content["best"])
