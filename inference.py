@@ -17,7 +17,7 @@ from utils.training.device import select_device
 
 
 class LoadedDetector:
-    """A trained detector with all it needs to know: ``config``, class ``names``, input ``shape`` (height, width)."""
+    """A trained detector with its ``config``, class ``names`` and input ``shape`` (height, width)."""
 
     def __init__(self, model: Detector, config: Config, names: tuple[str, ...], device: torch.device):
         self.model, self.config, self.names, self.device = model, config, names, device

@@ -1,4 +1,7 @@
-"""Measure a detector by COCO's metrics: ``python val.py --weights runs/train/exp/weights/best.pt --data data.yaml``."""
+"""Measure a detector by COCO's metrics.
+
+``python val.py --weights runs/train/exp/weights/best.pt --data data.yaml``
+"""
 
 import json
 import time
@@ -39,7 +42,7 @@ class Evaluation(NamedTuple):
 def evaluate(
     model: Detector, loader: DataLoader, truth: dict, *, cfg: ValConfig, device: torch.device
 ) -> Evaluation:
-    """Run ``model`` over ``loader`` in float32 and compare with ``truth`` (``make_ground_truth`` of the same index)."""
+    """Run ``model`` over ``loader`` in float32; compare to ``truth`` (its index's ``make_ground_truth``)."""
     index, ids = loader.dataset.index, [category["id"] for category in truth["categories"]]
     rows, clock = [np.zeros((0, 7))], {"load": 0.0, "forward": 0.0, "postprocess": 0.0}
     start = time.perf_counter()
@@ -83,7 +86,7 @@ def ground_truth_of(index: Index, spec: DataSpec) -> dict:
 
 
 def save_val_pictures(folder: Path, model: Detector, loader: DataLoader, names, *, cfg: ValConfig) -> None:
-    """val_batch0_labels.jpg and val_batch0_pred.jpg: the first batch with its truths and with what is detected."""
+    """val_batch0_labels.jpg and val_batch0_pred.jpg: the first batch with its truths and its detections."""
     batch = next(iter(loader))
     titles = [Path(str(loader.dataset.index.paths[picture].decode())).name for picture in batch.pictures]
     device = next(model.parameters()).device

@@ -88,7 +88,7 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 class _DecodedPictures:
-    """The last ``capacity`` decoded pictures: a group serves several mosaics from one decode of each picture."""
+    """The last ``capacity`` decoded pictures, so that a group's mosaics need one decode of each picture."""
 
     def __init__(self, index: Index, *, capacity: int):
         self.index, self.capacity = index, capacity

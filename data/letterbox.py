@@ -52,7 +52,7 @@ def plan_letterbox(size: tuple[int, int], shape: tuple[int, int]) -> Letterbox:
 
 
 def rect_shape(size: tuple[int, int], limit: tuple[int, int], stride: int) -> tuple[int, int]:
-    """The smallest shape of multiples of ``stride`` that holds a picture of ``size`` fitted into ``limit``."""
+    """The smallest shape of multiples of ``stride`` that holds a picture ``size`` fitted into ``limit``."""
     height, width = plan_letterbox(size, limit).resized
     return round_up(height, stride), round_up(width, stride)
 

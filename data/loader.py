@@ -15,8 +15,9 @@ from utils.training.distributed import rank, world_size
 class TrainSampler(Sampler):
     """The batches of one epoch, as items of ``TrainSet``.
 
-    Global batch k holds the positions k B .. k B + B - 1 whatever the number of ranks, each of which takes an equal
-    slice of it; the last batch is filled up from the permutation's start. ``set_epoch`` chooses the epoch.
+    Global batch k holds the positions k B .. k B + B - 1 whatever the number of ranks, each of which takes an
+    equal slice of it; the last batch is filled up from the permutation's start. ``set_epoch`` chooses the
+    epoch.
     """
 
     def __init__(self, num_pictures: int, batch_size: int):
@@ -38,7 +39,10 @@ class TrainSampler(Sampler):
 
 
 class ValSampler(Sampler):
-    """Every picture once, as items of ``ValSet``: square inputs, or with ``rect`` sorted by shape and padded little."""
+    """Every picture once, as items of ``ValSet``: square inputs, or with ``rect`` sorted by shape.
+
+    Sorting puts like shapes into one batch, so each is padded little.
+    """
 
     def __init__(
         self, sizes: np.ndarray, batch_size: int, shape: tuple[int, int], *, stride: int, rect: bool
@@ -73,7 +77,7 @@ def make_loader(dataset: TrainSet | ValSet, sampler: Sampler, workers: int, *, p
 
 
 def choose_workers(asked: int | None, batches: int) -> int:
-    """Worker processes of a loader: as asked, else one for each core left beside the training process, at most 8."""
+    """Worker processes of a loader: as asked, else one per core beside the training process, at most 8."""
     return asked if asked is not None else max(0, min(8, (os.cpu_count() or 1) - 1, batches))
 
 

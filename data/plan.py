@@ -1,7 +1,7 @@
-"""Augmentation as data: a ``Plan`` says, for one output picture, which tiles to draw where and in which colours.
+"""Augmentation as data: a ``Plan`` says which tiles to draw where, in which colours, for one output picture.
 
-A plan depends on (seed, epoch, position) alone, by a counter-based generator, so the same batch comes out of any
-number of workers or ranks, and a run resumes by skipping positions. Coordinates are edges: pixel i covers
+A plan depends on (seed, epoch, position) alone, by a counter-based generator, so the same batch comes out of
+any number of workers or ranks, and a run resumes by skipping positions. Coordinates are edges: pixel i covers
 [i, i + 1), x before y. Sizes are (height, width).
 """
 
@@ -15,7 +15,7 @@ Rect = tuple[int, int, int, int]  # x1, y1, x2, y2, whole pixels
 
 
 class Tile(NamedTuple):
-    """One source picture in the output: the pixels of ``crop`` are resized to fill ``place``, mirrored by ``flip``."""
+    """One source picture in the output: the pixels of ``crop`` resized to ``place``, mirrored by ``flip``."""
 
     source: int  # number of the picture in the index
     crop: Rect  # px of the source picture
@@ -60,10 +60,10 @@ class Planner:
         return self._order[1]
 
     def plan(self, epoch: int, position: int, *, mosaic: bool) -> Plan:
-        """The plan of one position of the epoch; a position beyond the last picture starts over with new draws.
+        """The plan of one position of the epoch; one beyond the last picture starts over with new draws.
 
-        Mosaic partners come from the position's own group of ``group`` positions, so that a group's pictures are
-        decoded once.
+        Mosaic partners come from the position's own group of ``group`` positions, so that a group's pictures
+        are decoded once.
         """
         rng = _generator(self.seed, epoch, position + 1)
         order = self.order(epoch)
@@ -83,7 +83,7 @@ class Planner:
         return Plan(flipped, self.shape, colour)
 
     def _single(self, source: int, scale: float, shift: np.ndarray) -> list[Tile]:
-        """The picture fitted into the output, scaled about its centre and shifted by a share of the output."""
+        """The picture fitted into the output, scaled about its centre, shifted by a share of the output."""
         extent = np.array(self.shape[::-1], float)
         shown = self._fitted(source) * scale
         corner = extent / 2 + shift * extent - shown / 2
@@ -91,7 +91,7 @@ class Planner:
         return [tile] if tile else []
 
     def _mosaic(self, sources: list[int], joint: np.ndarray, scale: float, shift: np.ndarray) -> list[Tile]:
-        """Four pictures that meet at ``joint`` (in outputs, of a canvas of two by two), seen through the output."""
+        """Four pictures that meet at ``joint`` (in outputs, of a 2 x 2 canvas), seen through the output."""
         extent = np.array(self.shape[::-1], float)
         centre = ((joint - 1) * scale + 0.5 + shift) * extent
         tiles = []
@@ -112,7 +112,7 @@ class Planner:
         return np.array((width, height)) * min(self.shape[0] / height, self.shape[1] / width)
 
     def _tile(self, source: int, box: np.ndarray, room: tuple) -> Tile | None:
-        """The part of a picture shown at ``box`` that lies in ``room``, snapped to whole pixels on both sides."""
+        """The part of a picture shown at ``box`` that lies in ``room``, in whole pixels on both sides."""
         size = np.array(self.sizes[source][::-1], float)
         place = np.concatenate((np.maximum(box[:2], room[:2]), np.minimum(box[2:], room[2:])))
         place = np.rint(place)
@@ -152,5 +152,5 @@ def _mirror(tile: Tile, flip: tuple[bool, bool], shape: tuple[int, int]) -> Tile
 
 
 def _generator(seed: int, epoch: int, place: int) -> np.random.Generator:
-    """A generator keyed by its arguments: the same stream on every machine. Place 0 is the epoch's permutation."""
+    """A generator keyed by its arguments, the same on every machine. Place 0 is the epoch's permutation."""
     return np.random.Generator(np.random.Philox(key=np.array((seed, (epoch << 32) + place), np.uint64)))

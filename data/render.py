@@ -26,8 +26,8 @@ def render_boxes(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes (n, 4) float32 xyxy px of the output, labels (n,), ignore (n,), through the tiles' own matrices.
 
-    A box is cut at the edge of its tile, and dropped where less than ``min_visible`` of its area or a side of less
-    than ``min_side`` px is left.
+    A box is cut at the edge of its tile, and dropped where less than ``min_visible`` of its area or a side of
+    less than ``min_side`` px is left.
     """
     boxes, rows = [np.zeros((0, 4))], [np.zeros(0, np.int64)]
     for tile in plan.tiles:

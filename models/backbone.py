@@ -19,12 +19,14 @@ def scale_depth(blocks: int, depth: float) -> int:
 
 
 class CSPBackbone(nn.Module):
-    """Stage by stage: a 3x3 convolution of stride 2, then a CSP block; spatial pyramid pooling after the last stage."""
+    """Each stage a 3x3 convolution of stride 2, then a CSP block; spatial pyramid pooling after the last."""
 
-    def __init__(self, *, depth: float, width: float, levels: tuple[int, ...]):
+    def __init__(self, *, depth: float, width: float, max_channels: int, levels: tuple[int, ...]):
         super().__init__()
         self.levels = levels
-        channels = {level: scale_channels(base, width) for level, base in _CHANNELS.items()}
+        channels = {
+            level: scale_channels(min(base, max_channels), width) for level, base in _CHANNELS.items()
+        }
         self.stem = ConvBNAct(3, channels[1], 3, stride=2)
         self.stages = nn.ModuleList()
         for level in range(2, max(levels) + 1):

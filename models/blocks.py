@@ -17,7 +17,7 @@ class ConvBNAct(nn.Module):
         return self.act(self.norm(self.conv(x)))
 
     def fuse(self) -> None:
-        """Fold the normalisation's running statistics into the convolution, in float64; for inference only."""
+        """Fold the normalisation's running statistics into the convolution, in float64; inference only."""
         if isinstance(self.norm, nn.Identity):
             return
         norm = self.norm
@@ -44,8 +44,10 @@ class Bottleneck(nn.Module):
 
 
 class CSPBlock(nn.Module):
-    """Cross-stage partial block: half the channels pass through ``depth`` bottlenecks in a row, and the outputs of all
-    of them are joined with both halves (arXiv:1911.11929, section 3; aggregation as in arXiv:2211.04800).
+    """Cross-stage partial block (arXiv:1911.11929, section 3; aggregation as in arXiv:2211.04800).
+
+    Half the channels pass through ``depth`` bottlenecks in a row, and the outputs of all of them are joined
+    with both halves.
     """
 
     def __init__(self, channels_in: int, channels_out: int, depth: int, *, shortcut: bool):
@@ -63,7 +65,7 @@ class CSPBlock(nn.Module):
 
 
 class PyramidPool(nn.Module):
-    """Spatial pyramid pooling (arXiv:1406.4729) over windows 5, 9 and 13: three 5x5 max-pools in a row give all of them."""
+    """Spatial pyramid pooling (arXiv:1406.4729) over windows 5, 9 and 13, by three 5x5 max-pools in a row."""
 
     def __init__(self, channels: int):
         super().__init__()

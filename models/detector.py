@@ -19,7 +19,9 @@ class Detector(nn.Module):
     def __init__(self, cfg: ModelConfig, num_classes: int):
         super().__init__()
         self.strides = tuple(2**level for level in cfg.levels)
-        self.backbone = CSPBackbone(depth=cfg.depth, width=cfg.width, levels=tuple(cfg.levels))
+        self.backbone = CSPBackbone(
+            depth=cfg.depth, width=cfg.width, max_channels=cfg.max_channels, levels=tuple(cfg.levels)
+        )
         self.neck = PANNeck(self.backbone.channels, scale_depth(3, cfg.depth))
         self.head = LTRBHead(
             self.backbone.channels, num_classes, reg_max=cfg.reg_max, class_prior=cfg.class_prior
@@ -55,7 +57,7 @@ def count_parameters(model: nn.Module) -> int:
 
 @torch.no_grad()
 def count_flops(model: Detector, size: tuple[int, int]) -> int:
-    """Floating point operations of one picture of (height, width), a multiply-add counted as two (torch's counter)."""
+    """Floating point operations of one (height, width) picture; a multiply-add is two (torch's counter)."""
     device, training = next(model.parameters()).device, model.training
     model.eval()
     with FlopCounterMode(display=False) as counter:

@@ -13,13 +13,13 @@ _BIN_SLOPE = (
 
 
 class LTRBHead(nn.Module):
-    """At each level two towers of 3x3 convolutions, one for the class logits, one for the four side distributions."""
+    """At each level two towers of 3x3 convolutions: one for the class logits, one for the distributions."""
 
     def __init__(self, channels: list[int], num_classes: int, *, reg_max: int, class_prior: float):
         super().__init__()
         self.num_classes, self.bins = num_classes, reg_max + 1
-        box_width = max(16, channels[0] // 4, 4 * self.bins)
-        cls_width = max(channels[0], min(num_classes, 100))
+        box_width = min(channels[0], max(4 * self.bins, channels[0] // 4))
+        cls_width = channels[0]
         self.box_towers = nn.ModuleList(_tower(c, box_width) for c in channels)
         self.cls_towers = nn.ModuleList(_tower(c, cls_width) for c in channels)
         self.box_outputs = nn.ModuleList(nn.Conv2d(box_width, 4 * self.bins, 1) for _ in channels)
@@ -28,7 +28,7 @@ class LTRBHead(nn.Module):
 
     @torch.no_grad()
     def _start(self, class_prior: float) -> None:
-        """Scores start at the prior, sides at about 2.7 strides (arXiv:1708.02002, section 4.1, for the prior)."""
+        """Scores start at the prior (arXiv:1708.02002, section 4.1), sides at about 2.7 strides."""
         for box, cls in zip(self.box_outputs, self.cls_outputs, strict=True):
             nn.init.normal_(box.weight, std=0.01)
             box.bias.copy_(torch.arange(self.bins).repeat(4) * -_BIN_SLOPE)

@@ -1,4 +1,6 @@
-"""The PAN neck (arXiv:1803.01534, section 3.1, on the pyramid of arXiv:1612.03144): top-down, then bottom-up."""
+"""The PAN neck (arXiv:1803.01534, section 3.1, on arXiv:1612.03144's pyramid): top-down, then bottom-up."""
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +10,11 @@ from models.blocks import ConvBNAct, CSPBlock
 
 
 class PANNeck(nn.Module):
-    """Features of L levels, finest first -> as many, of the same sizes and channels, each having seen all levels."""
+    """L levels of features, finest first -> as many, of the same sizes and channels, each having seen all."""
 
     def __init__(self, channels: list[int], blocks: int):
         super().__init__()
-        steps = list(zip(channels[:-1], channels[1:], strict=True))  # (finer, coarser)
+        steps = list(pairwise(channels))  # (finer, coarser)
         self.down = nn.ModuleList(
             CSPBlock(fine + coarse, fine, blocks, shortcut=False) for fine, coarse in steps
         )

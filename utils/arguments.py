@@ -1,4 +1,4 @@
-"""The command lines: YOLOv5's flags and the settings they stand for. argparse completes prefixes (``--batch 16``)."""
+"""The command lines: YOLOv5's flags and their settings. argparse completes prefixes (``--batch 16``)."""
 
 import argparse
 import sys
@@ -199,7 +199,8 @@ class _Replaced(argparse.Action):
 def resolve_training(args: argparse.Namespace) -> Resolved:
     """The configuration of a training: files, weights' architecture, flags, --set.
 
-    Without --data it is the demo: its model, recipe and input size. Weights without --cfg bring their architecture.
+    Without --data it is the demo: its model, recipe and input size. Weights without --cfg bring their
+    architecture.
     """
     demo, flags = args.data is None, {}
     if args.weights and not args.cfg:

@@ -48,6 +48,7 @@ class ModelConfig(Section):
 
     depth: Positive = Field(0.33, le=8, description="factor of the block counts")
     width: Positive = Field(0.25, le=8, description="factor of the channel counts")
+    max_channels: int = Field(1024, ge=64, description="most channels of a stage, before width")
     backbone: Literal["csp"] = Field("csp", description="name of the backbone")
     reg_max: int = Field(15, ge=1, le=64, description="largest side a bin stands for, in strides")
     levels: Levels = Field(

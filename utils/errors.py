@@ -11,7 +11,7 @@ DATA = 4  # data set or pictures
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: the message says what, where and what to do next; ``code`` is the exit code."""
+    """A mistake the user can mend: the message says what, where and what next; ``code`` is the exit code."""
 
     def __init__(self, message: str, code: int = USAGE):
         super().__init__(message)

@@ -22,11 +22,12 @@ def postprocess(
     classes: Sequence[int] | None = None,
     agnostic: bool = False,
 ) -> list[Detections]:
-    """The detections of each picture, best first, in *input* pixels (``data.letterbox.restore`` takes them back).
+    """Each picture's detections, best first, in *input* pixels (``data.letterbox.restore`` takes them back).
 
     Every pair of a point and a class whose score exceeds ``conf`` is a candidate; the 30,000 best go into
-    class-wise NMS at ``iou`` (``agnostic``: across classes), the ``max_det`` best of what is left are kept. No time
-    limit, so the result is the same on a slow machine. ``classes`` keeps those labels only, before NMS.
+    class-wise NMS at ``iou`` (``agnostic``: across classes), the ``max_det`` best of what is left are kept.
+    No time limit, so the result is the same on a slow machine. ``classes`` keeps those labels only, before
+    NMS.
     """
     scores = pred.cls_logits.float().sigmoid()
     if classes is not None:

@@ -27,7 +27,7 @@ class Targets(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """Which truth each anchor point answers for. Filler rows hold a proper box, so that masked terms stay finite."""
+    """Which truth each anchor point answers for. Filler rows hold a proper box: masked terms stay finite."""
 
     positive: Tensor  # (B, A) bool
     ignored: Tensor  # (B, A) bool, inside an ignore region: no class loss unless positive

@@ -1,9 +1,9 @@
 """What all assigners share: which anchor points may answer for a truth, how they rank, and who is left over.
 
-B images, M padded truths, A anchor points, K candidates of a truth. Boxes are xyxy px. Cells are found by arithmetic
-on the levels' sizes: a point can express a box only if its four distances are at most ``reach`` (= reg_max) strides,
-so the candidates of one truth lie in a window of (reach + 1)^2 cells on each level, however many points there are.
-No value is read back to the host.
+B images, M padded truths, A anchor points, K candidates of a truth. Boxes are xyxy px. Cells are found by
+arithmetic on the levels' sizes: a point can express a box only if its four distances are at most ``reach``
+(= reg_max) strides, so the candidates of one truth lie in a window of (reach + 1)^2 cells on each level,
+however many points there are. No value is read back to the host.
 """
 
 from typing import NamedTuple
@@ -50,10 +50,11 @@ def find_candidates(truth: Targets, levels: Levels, reach: int) -> Candidates:
 
 
 def rank_key(metric: Tensor, distance: Tensor, index: Tensor, num_indices: int) -> Tensor:
-    """One int64 that sorts by metric (larger first), then distance (smaller first), then index (smaller first).
+    """One int64 that sorts by metric (larger first), then distance, then index (smaller first for both).
 
-    ``metric`` and ``distance`` are float32 and not negative, so their bits sort as their values do. All 31 bits of
-    the metric count; the distance keeps the leading bits that the index leaves, at least 16 for 65,536 indices.
+    ``metric`` and ``distance`` are float32 and not negative, so their bits sort as their values do. All 31
+    bits of the metric count; the distance keeps the leading bits that the index leaves, at least 16 for
+    65,536 indices.
     """
     index_bits = max(num_indices - 1, 1).bit_length()
     distance_bits = min(32 - index_bits, 31)
@@ -68,7 +69,7 @@ def key_index(key: Tensor, num_indices: int) -> Tensor:
 
 
 def settle(point: Tensor, bid: Tensor, num_points: int) -> Tensor:
-    """Give each point to its best bidder: (B, N) points and ``rank_key`` bids -> (B, A) best bid, -1 without one.
+    """Give each point to its best bidder: (B, N) points and ``rank_key`` bids -> (B, A) best bid or -1.
 
     A bid below 0 does not count.
     """
@@ -79,10 +80,10 @@ def settle(point: Tensor, bid: Tensor, num_points: int) -> Tensor:
 def finish(owner: Tensor, truth: Targets, levels: Levels, reach: int) -> Assignment:
     """From (B, A) the truth that owns each point, -1 for none, to the ``Assignment``.
 
-    A truth without a point gets the free point nearest its centre on the finest level that can express it, else on
-    the coarsest. Where several want the same point the first truth wins and the others bid again; those still
-    without one after the last round take the remaining free points in order. Only when there are more truths than
-    points does a truth go without.
+    A truth without a point gets the free point nearest its centre on the finest level that can express it,
+    else on the coarsest. Where several want the same point the first truth wins and the others bid again;
+    those still without one after the last round take the remaining free points in order. Only when there are
+    more truths than points does a truth go without.
     """
     owner = _give_leftovers(_bid_for_free_points(owner, truth, levels, reach), truth)
     positive, index = owner >= 0, owner.clamp(min=0)
@@ -140,7 +141,7 @@ def _nearest_points(boxes: Tensor, levels: Levels, reach: int) -> tuple[Tensor, 
 
 
 def _give_leftovers(owner: Tensor, truth: Targets) -> Tensor:
-    """The j-th truth still without a point takes the j-th free point; nothing changes where none is without."""
+    """The j-th truth still without a point takes the j-th free point; no change where none is without."""
     missing, free = without_point(owner, truth), owner < 0
     turn_of_truth, turn_of_point = missing.cumsum(1) - 1, free.cumsum(1) - 1
     num_truths = missing.shape[1]
@@ -152,7 +153,10 @@ def _give_leftovers(owner: Tensor, truth: Targets) -> Tensor:
 
 
 def _covered(boxes: Tensor, ignore: Tensor, levels: Levels) -> Tensor:
-    """(B, A) bool: points inside an ignore region. Corners are marked and summed twice, so no (B, M, A) is built."""
+    """(B, A) bool: points inside an ignore region.
+
+    Corners are marked and summed twice, so no (B, M, A) is built.
+    """
     parts = []
     for height, width, stride in levels:
         first, end = (boxes[..., :2] / stride - 0.5).ceil(), (boxes[..., 2:] / stride - 0.5).floor() + 1
@@ -177,7 +181,7 @@ def _enlarge(boxes: Tensor, shortest: float) -> Tensor:
 
 
 def _span(low: Tensor, high: Tensor, cells: int, stride: int, reach: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One axis of a window: cell numbers (B, M, n), squared gap to the centre px^2, and which can express both sides."""
+    """One axis of a window: cells (B, M, n), squared gap to the centre px^2, which can express both sides."""
     count = min(reach + 1, cells)
     first = torch.maximum(low, high - reach * stride) / stride - 0.5
     numbers = first.ceil().clamp(0, cells - count).long().unsqueeze(-1) + torch.arange(

@@ -1,4 +1,7 @@
-"""Task-aligned assignment (arXiv:2108.07755, section 3.2). B images, M padded truths, A anchor points, C classes."""
+"""Task-aligned assignment (arXiv:2108.07755, section 3.2).
+
+B images, M padded truths, A anchor points, C classes.
+"""
 
 import torch
 from torch import Tensor
@@ -11,9 +14,10 @@ from utils.structures import Assignment, Predictions, Targets
 class TaskAlignedAssigner:
     """Each truth takes its ``top_k`` candidates of largest score^alpha * IoU^beta (the paper's eq. 2).
 
-    Candidates lie inside the truth *and* can express it with their bins (``find_candidates``). Equal metrics, as at
-    the start of training, are ranked by distance to the centre. A point wanted by several truths goes to the one for
-    which its metric is largest. Every truth gets a point while there are free ones (``finish``).
+    Candidates lie inside the truth *and* can express it with their bins (``find_candidates``). Equal metrics,
+    as at the start of training, are ranked by distance to the centre. A point wanted by several truths goes
+    to the one for which its metric is largest. Every truth gets a point while there are free ones
+    (``finish``).
     """
 
     def __init__(self, *, top_k: int = 13, alpha: float = 1.0, beta: float = 6.0):
@@ -21,7 +25,7 @@ class TaskAlignedAssigner:
 
     def __call__(self, scores: Tensor, boxes: Tensor, pred: Predictions, truth: Targets) -> Assignment:
         """Assign by detached scores (B, A, C) in [0, 1] and decoded boxes (B, A, 4) xyxy px."""
-        batch, num_points, num_classes = scores.shape
+        _, num_points, num_classes = scores.shape
         num_truths, reach = truth.labels.shape[1], pred.ltrb_logits.shape[-1] - 1
         candidates = find_candidates(truth, pred.levels, reach)
         flat = candidates.index.flatten(1)

@@ -9,7 +9,7 @@ from torch import Tensor
 def make_anchor_points(
     sizes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Feature-map sizes (height, width) and strides, level by level -> points (A, 2) px and strides (A, 1) px.
+    """Feature-map sizes (height, width) and strides of each level -> points (A, 2) px and strides (A, 1) px.
 
     Row-major within a level, levels in the order given: the point of cell (row, column) is
     ``((column + 0.5) * stride, (row + 0.5) * stride)``. Always float32: bf16 cannot hold 1004.0.

@@ -1,7 +1,7 @@
 """Overlap of axis-aligned boxes: (..., 4) xyxy in pixels, x before y.
 
-Similarities, not losses: a loss is one minus the similarity. ``pairwise_*`` compares every box with every box,
-``aligned_*`` the boxes of equal position.
+Similarities, not losses: a loss is one minus the similarity. ``pairwise_*`` compares every box with every
+box, ``aligned_*`` the boxes of equal position.
 """
 
 import math
@@ -23,7 +23,7 @@ def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def aligned_iou(first: Tensor, second: Tensor) -> Tensor:
-    """(..., 4), (..., 4) -> (...) intersection over union in [0, 1]; 0 where both boxes are empty. Broadcasts."""
+    """(..., 4), (..., 4) -> (...) intersection over union in [0, 1]; 0 where both are empty. Broadcasts."""
     inter = _intersection(first, second)
     return inter / (box_area(first) + box_area(second) - inter + EPS)
 
@@ -31,9 +31,9 @@ def aligned_iou(first: Tensor, second: Tensor) -> Tensor:
 def aligned_ciou(first: Tensor, second: Tensor) -> Tensor:
     """(..., 4), (..., 4) -> (...) complete IoU in about [-2, 1] (arXiv:1911.08287, eq. 10).
 
-    CIoU = IoU - d^2 / c^2 - alpha v, with d the distance of the centres, c the diagonal of the enclosing box and
-    v = (4 / pi^2) (atan(w2 / h2) - atan(w1 / h1))^2. As in the paper, alpha carries no gradient. Aspect ratios are
-    taken by atan2, so a side of length 0 gives a finite value and a finite gradient.
+    CIoU = IoU - d^2 / c^2 - alpha v, with d the distance of the centres, c the diagonal of the enclosing box
+    and v = (4 / pi^2) (atan(w2 / h2) - atan(w1 / h1))^2. As in the paper, alpha carries no gradient. Aspect
+    ratios are taken by atan2, so a side of length 0 gives a finite value and a finite gradient.
     """
     iou = aligned_iou(first, second)
     size_first, size_second = first[..., 2:] - first[..., :2], second[..., 2:] - second[..., :2]
@@ -55,5 +55,5 @@ def _intersection(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _aspect_angle(size: Tensor) -> Tensor:
-    """(..., 2) width and height -> angle whose tangent is width / height; EPS keeps the gradient at 0, 0 finite."""
+    """(..., 2) width and height -> angle of tangent width / height; EPS keeps the gradient at 0, 0 finite."""
     return torch.atan2(size[..., 0], size[..., 1].clamp(min=0) + EPS)

@@ -1,7 +1,7 @@
 """The ltrb code: distances from an anchor point to the left, top, right and bottom side of a box, in strides.
 
-``boxes`` are (..., 4) xyxy px, ``points`` (..., 2) xy px, ``strides`` (..., 1) px, ``ltrb_logits`` (..., R) with
-R = reg_max + 1 bins that stand for the distances 0, 1, ..., reg_max (arXiv:2006.04388, section 3.2).
+``boxes`` are (..., 4) xyxy px, ``points`` (..., 2) xy px, ``strides`` (..., 1) px, ``ltrb_logits`` (..., R)
+with R = reg_max + 1 bins that stand for the distances 0, 1, ..., reg_max (arXiv:2006.04388, section 3.2).
 """
 
 import math
@@ -37,11 +37,12 @@ def integral(ltrb_logits: Tensor) -> Tensor:
 def side_sigma(ltrb_logits: Tensor) -> Tensor:
     """(..., R) -> (...) standard deviation of the side in bins, the spread the two-bin code adds taken out.
 
-    The variance over the bins holds more than the side's own uncertainty: a certain distance of 2.3 is coded as
-    0.7 in bin 2 and 0.3 in bin 3, variance 0.21. With mu the integral and Var the variance over the bins, s^2 solves
-    s^2 = Var - h(mu, s), h = 1/6 - (1/pi^2) sum_k cos(2 pi k mu) exp(-2 pi^2 k^2 s^2) / k^2: the mean of f (1 - f)
-    for a Gaussian spread, f the fractional part. Solved by a damped fixed point; never below 0.15 bins, the limit
-    of what the bins can resolve. Simulated coverage at nominal 80 / 95 %: 80.0 / 95.0 % for s = 0.2 .. 1.5 bins.
+    The variance over the bins holds more than the side's own uncertainty: a certain distance of 2.3 is coded
+    as 0.7 in bin 2 and 0.3 in bin 3, variance 0.21. With mu the integral and Var the variance over the bins,
+    s^2 solves s^2 = Var - h(mu, s), h = 1/6 - (1/pi^2) sum_k cos(2 pi k mu) exp(-2 pi^2 k^2 s^2) / k^2: the
+    mean of f (1 - f) for a Gaussian spread, f the fractional part. Solved by a damped fixed point; never
+    below 0.15 bins, the limit of what the bins can resolve. Simulated coverage at nominal 80 / 95 %:
+    80.0 / 95.0 % for s = 0.2 .. 1.5 bins.
     """
     probabilities = ltrb_logits.softmax(-1, dtype=_at_least_float32(ltrb_logits))
     bins = torch.arange(ltrb_logits.shape[-1], device=ltrb_logits.device, dtype=probabilities.dtype)
@@ -55,7 +56,7 @@ def side_sigma(ltrb_logits: Tensor) -> Tensor:
 
 
 def _coding_variance(mu: Tensor, squared: Tensor) -> Tensor:
-    """Mean of f (1 - f) of a Gaussian at ``mu`` with variance ``squared``: five terms of its Fourier series."""
+    """Mean of f (1 - f) of a Gaussian at ``mu`` of variance ``squared``: five terms of its Fourier series."""
     total = torch.full_like(mu, 1 / 6)
     for k in range(1, 6):
         damping = torch.exp(-2 * (math.pi * k) ** 2 * squared)

@@ -21,13 +21,15 @@ def compute_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of one batch: ``(total, terms)``; ``total`` is the sum of the weighted ``terms``.
 
-    * ``quality``: QFL at every anchor point; the target at a positive's class is the IoU of its decoded box, 0 elsewhere.
+    * ``quality``: QFL at every anchor point; the target at a positive's class is the IoU of its decoded box,
+      0 elsewhere.
     * ``box``: 1 - CIoU of the boxes decoded by the integral, at the positives.
     * ``dfl``: DFL of the four sides, their mean, at the positives; a target beyond the bins is clipped.
 
-    The last two are weighted by the positive's quality (``loss.box_weight``). All terms share one normaliser N (``loss.normaliser``):
-    the sum of the qualities, or the number of positives, over all ranks, at least 1, divided by the ranks. Without
-    truths the box terms are 0 and keep the graph. Half types are promoted to float32 on entry; float64 stays float64.
+    The last two are weighted by the positive's quality (``loss.box_weight``). All terms share one normaliser
+    N (``loss.normaliser``): the sum of the qualities, or the number of positives, over all ranks, at least 1,
+    divided by the ranks. Without truths the box terms are 0 and keep the graph. Half types are promoted to
+    float32 on entry; float64 stays float64.
     """
     pred = pred._replace(cls_logits=_promote(pred.cls_logits), ltrb_logits=_promote(pred.ltrb_logits))
     boxes = ltrb_to_boxes(integral(pred.ltrb_logits), pred.points, pred.strides)

@@ -7,8 +7,8 @@ from torch import Tensor
 def two_bins(distance: Tensor, num_bins: int) -> tuple[Tensor, Tensor]:
     """(...) distance in bins -> lower bin (...) int64 and the weight of the bin above it (...) in [0, 1].
 
-    A distance beyond the bins is clipped to them. 2.3 -> bin 2 with 0.7 of the mass and bin 3 with 0.3; the last
-    value, R - 1, is bin R - 2 with weight 1 on the bin above: exact at both ends, without an epsilon.
+    A distance beyond the bins is clipped to them. 2.3 -> bin 2 with 0.7 of the mass and bin 3 with 0.3; the
+    last value, R - 1, is bin R - 2 with weight 1 on the bin above: exact at both ends, without an epsilon.
     """
     distance = distance.clamp(0, num_bins - 1)
     low = distance.floor().clamp(max=num_bins - 2)
@@ -33,6 +33,6 @@ def distribution_focal_loss(logits: Tensor, distance: Tensor) -> Tensor:
 
 
 def two_bin_entropy(distance: Tensor, num_bins: int) -> Tensor:
-    """(...) in bins -> (...) the smallest value DFL can take there; subtract it when DFL is shown to people."""
+    """(...) in bins -> (...) smallest value DFL can take there; subtract it when DFL is shown to people."""
     _, above = two_bins(distance, num_bins)
     return -(torch.xlogy(above, above) + torch.xlogy(1 - above, 1 - above))

@@ -8,13 +8,16 @@ from torch.nn import functional
 def quality_focal_loss(
     logits: Tensor, target: Tensor, beta: float = 2.0, alpha: float | None = None
 ) -> Tensor:
-    """Quality focal loss -|y - s|^beta ((1 - y) log(1 - s) + y log s), s = sigmoid(logits) (arXiv:2006.04388, eq. 5).
+    """Quality focal loss (arXiv:2006.04388, eq. 5).
+
+    -|y - s|^beta ((1 - y) log(1 - s) + y log s), with y the target and s = sigmoid(logits).
 
     Args:
         logits: (...) any float type; computed in float32 at least.
         target: (...) in [0, 1]: the IoU at the true class, 0 elsewhere.
         beta: > 0; how fast easy elements lose weight. The factor keeps its gradient, as in the paper.
-        alpha: None, or the weight of target 1 against 1 - alpha of target 0, linear in between (the paper has none).
+        alpha: None, or the weight of target 1 against 1 - alpha of target 0, linear in between (the paper has
+            none).
 
     Returns:
         (...) not reduced. Finite, with finite gradient, for logits of +-1e4.

@@ -150,10 +150,10 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _best_f1(precision: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]:
-    """Mean precision and recall over the classes at the confidence where their mean F1 is best, and that confidence.
+    """Mean precision and recall over the classes at the confidence of best mean F1, and that confidence.
 
-    ``precision`` and ``scores`` are (C, 101) over RECALLS: at confidence c a class reaches the last recall whose
-    score is at least c.
+    ``precision`` and ``scores`` are (C, 101) over RECALLS: at confidence c a class reaches the last recall
+    whose score is at least c.
     """
     measured = ~np.isnan(precision[:, 0])
     if not measured.any():

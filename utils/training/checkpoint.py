@@ -13,7 +13,7 @@ SCHEMA = 1  # of the checkpoint's keys; raised when their meaning changes
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` (tensors, numbers, strings, lists, dicts) atomically: a crash leaves the old file as it was."""
+    """Write ``content`` (tensors, numbers, strings, lists, dicts) atomically: a crash keeps the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -32,7 +32,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path, *, key: str = "ema") -> dict[str, Any]:
-    """Read a checkpoint of this project that holds ``key``; anything else is a ``UserError`` that says what to do."""
+    """Read a checkpoint of this project that holds ``key``; else a ``UserError`` that says what to do."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"weights {path} not found (working directory {Path.cwd()})")
@@ -70,7 +70,7 @@ def _explain(path: Path) -> str:
         return f"{path} is empty: the file was cut off when it was copied or written. {_REMEDY}"
     if head[:2] in (b"PK", b"\x80\x02"):
         return (
-            f"{path} cannot be read safely: it is damaged, or holds pickled objects as the checkpoints of YOLOv5 and "
-            f"Ultralytics do, and loading those would run code from the file. {_REMEDY}"
+            f"{path} cannot be read safely: it is damaged, or holds pickled objects as the checkpoints of "
+            f"YOLOv5 and Ultralytics do, and loading those would run code from the file. {_REMEDY}"
         )
     return f"{path} is not a PyTorch checkpoint. {_REMEDY}"

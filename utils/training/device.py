@@ -32,8 +32,8 @@ def select_device(asked: str, *, command: str = "train.py") -> torch.device:
     if number >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise UserError(
-            f"--device {asked}: CUDA device {number} is not there; this machine shows {found} CUDA device(s). "
-            "Use --device cpu, or check the driver with nvidia-smi"
+            f"--device {asked}: CUDA device {number} is not there; this machine shows {found} CUDA "
+            "device(s). Use --device cpu, or check the driver with nvidia-smi"
         )
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)
@@ -41,7 +41,7 @@ def select_device(asked: str, *, command: str = "train.py") -> torch.device:
 
 
 def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """The half type of a run, or None: 'auto' is bf16 where the device computes it natively, fp16 on older GPUs.
+    """The half type of a run, or None: 'auto' is bf16 where the device has it natively, fp16 on older GPUs.
 
     On a CPU with bf16 instructions a training step takes less than half the time.
     """

@@ -17,7 +17,10 @@ def rank() -> int:
 
 
 def global_sum(value: Tensor) -> Tensor:
-    """Sum over all ranks, without gradient. A collective: every rank calls it, every step, outside any branch on data."""
+    """Sum over all ranks, without gradient.
+
+    A collective: every rank calls it, every step, outside any branch on data.
+    """
     total = value.detach().clone()
     if distributed.is_initialized():
         distributed.all_reduce(total)

@@ -9,9 +9,9 @@ from torch import nn
 class EMA:
     """The average of the weights over the last steps, which is what is validated and saved as best.
 
-    The decay at step t is min(``decay``, (1 + t) / (10 + t), 1 - 1 / max(1, ``share`` * T)) with T the steps of the
-    run: a fixed decay near 1 would leave a short run at its initial weights. Floating buffers (normalisation
-    statistics) are averaged, integers copied.
+    The decay at step t is min(``decay``, (1 + t) / (10 + t), 1 - 1 / max(1, ``share`` * T)) with T the steps
+    of the run: a fixed decay near 1 would leave a short run at its initial weights. Floating buffers
+    (normalisation statistics) are averaged, integers copied.
     """
 
     def __init__(self, model: nn.Module, *, steps: int, decay: float = 0.9998, share: float = 0.05):

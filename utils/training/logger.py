@@ -1,4 +1,4 @@
-"""What a run leaves in writing: results.csv, one table line an epoch, TensorBoard events where it is installed."""
+"""What a run writes: results.csv, one table line an epoch, TensorBoard events where it is installed."""
 
 import csv
 import math
@@ -90,7 +90,7 @@ def table_header() -> str:
 
 
 def table_line(epoch: str, values: list[float], size: str, metrics: Sequence[float] = ()) -> str:
-    """One line of the table: quality, box, dfl and the gradient's norm, the input size, then P, R, AP50, AP."""
+    """One line of the table: quality, box, dfl, the gradient's norm, the input size, then P, R, AP50, AP."""
     memory = f"{torch.cuda.max_memory_reserved() / 1e9:.3g}G" if torch.cuda.is_available() else "-"
     numbers = [f"{value:.4g}" for value in values] + [""] * (4 - len(values))
     shown = [f"{value:.3f}" for value in metrics]

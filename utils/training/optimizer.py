@@ -10,8 +10,8 @@ from utils.errors import UserError
 def freeze(model: nn.Module, what: int | str) -> int:
     """Stop the training of a model's first parts; returns how many tensors are frozen.
 
-    ``what`` is "backbone", "neck" (and the backbone before it), or the number of blocks, counted from the picture:
-    the stem, each stage, the neck. 0 freezes nothing. The head always trains.
+    ``what`` is "backbone", "neck" (and the backbone before it), or the number of blocks, counted from the
+    picture: the stem, each stage, the neck. 0 freezes nothing. The head always trains.
     """
     backbone, neck = [model.backbone.stem, *model.backbone.stages], model.neck
     parts = [*backbone, neck]
@@ -25,7 +25,7 @@ def freeze(model: nn.Module, what: int | str) -> int:
 
 
 def frozen_norms(model: nn.Module) -> list[nn.Module]:
-    """Normalisations whose weights are frozen: they must stay in evaluation mode, or their statistics drift."""
+    """Normalisations of frozen weights: they must stay in evaluation mode, or their statistics drift."""
     return [
         module
         for module in model.modules()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def make_run_folder(project: str | Path, name: str, *, exist_ok: bool = False) -> Path:
-    """Create and return the first free folder of ``name``, ``name2``, ...; ``exist_ok`` takes ``name`` as it is.
+    """Create and return the first free folder of ``name``, ``name2``, ...; ``exist_ok`` takes ``name`` as is.
 
     The folder is created in the same moment it is found free, so two runs never share one.
     """

@@ -6,14 +6,15 @@ from utils.config import TrainConfig
 
 
 def warmup_steps(cfg: TrainConfig, steps: int, steps_per_epoch: float) -> int:
-    """The longer of ``warmup_epochs`` and ``warmup_steps``, but at most ``warmup_share`` of the run's steps."""
+    """The longer of ``warmup_epochs`` and ``warmup_steps``, at most ``warmup_share`` of the run's steps."""
     return int(min(max(cfg.warmup_epochs * steps_per_epoch, cfg.warmup_steps), cfg.warmup_share * steps))
 
 
 def lr_factor(step: int, steps: int, warmup: int, cfg: TrainConfig) -> float:
-    """Share of the peak learning rate at ``step`` (from 0) of ``steps``: linear warm-up, then cosine or linear decay.
+    """Share of the peak learning rate at ``step`` (from 0) of ``steps``.
 
-    The decay runs over the whole run, warm-up included, and ends at ``final_lr``.
+    A linear warm-up, then cosine or linear decay. The decay runs over the whole run, warm-up included, and
+    ends at ``final_lr``.
     """
     progress = min(step / max(1, steps - 1), 1.0)
     left = (1 + math.cos(math.pi * progress)) / 2 if cfg.schedule == "cosine" else 1 - progress

@@ -11,10 +11,11 @@ _SHOWN = 12  # skipped tensors listed one by one
 
 
 def load_weights(model: nn.Module, path: str | Path, names: tuple[str, ...]) -> str:
-    """Copy the averaged weights of ``path`` that fit into ``model``; returns a table of what was and was not loaded.
+    """Copy the averaged weights of ``path`` that fit into ``model``; returns a table.
 
-    The class layer starts anew, with its prior, unless the classes are the same in the same order: a picture's "cat"
-    must not begin as another data set's "airplane" because both are class 3.
+    The table shows what was and was not loaded. The class layer starts anew, with its prior, unless the
+    classes are the same in the same order: a picture's "cat" must not begin as another data set's "airplane"
+    because both are class 3.
     """
     content = load_checkpoint(path)
     tensors = content["ema"]
@@ -30,7 +31,7 @@ def load_weights(model: nn.Module, path: str | Path, names: tuple[str, ...]) -> 
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> list[tuple[str, str]]:
-    """Copy the tensors that fit into ``model``; returns (name, reason) of each of the model's that was skipped."""
+    """Copy the tensors that fit into ``model``; returns (name, reason) of each of the model's skipped."""
     skipped, fitting = [], {}
     for name, tensor in model.state_dict().items():
         if name not in tensors:

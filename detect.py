@@ -1,0 +1,164 @@
+"""Find objects in pictures: ``python detect.py --weights runs/train/exp/weights/best.pt --source DIR``."""
+
+import argparse
+import glob
+import itertools
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.images import decode_image
+from data.spec import SUFFIXES
+from inference import load_detector
+from utils.arguments import detect_parser
+from utils.errors import DATA, OK, UserError, run_main
+from utils.plots.draw import draw_boxes
+from utils.structures import Detections
+from utils.training.run_folder import make_run_folder
+
+
+def main() -> int:
+    """Command line."""
+    args = detect_parser().parse_args()
+    detector = load_detector(args.weights, args.device, imgsz=args.imgsz)
+    check_classes(args.classes, detector.names)
+    pictures = find_pictures(args.source)
+    folder = make_run_folder(args.project, args.name, exist_ok=args.exist_ok)
+    results, unreadable = ResultFolder(folder, detector.names, args), 0
+    for path in pictures:
+        try:
+            picture = decode_image(path)
+        except UserError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            unreadable += 1
+            continue
+        found = detector(
+            picture,
+            conf=args.conf_thres,
+            iou=args.iou_thres,
+            max_det=args.max_det,
+            classes=args.classes,
+            agnostic=args.agnostic_nms,
+            rect=args.rect,
+        )
+        print(f"{path}: {summarise(found, detector.names)}")
+        results.write(path, picture, found)
+    print(f"{len(pictures) - unreadable} pictures done, {unreadable} skipped; results: {folder}")
+    return DATA if unreadable else OK
+
+
+def find_pictures(source: str) -> list[Path]:
+    """The pictures of a ``--source``: a picture, a folder (searched to any depth), a glob, or a list file."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = sorted(item for item in path.rglob("*") if item.suffix.lower() in SUFFIXES)
+    elif path.suffix.lower() == ".txt" and path.is_file():
+        lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
+        found = [path.parent / line for line in lines if line]  # an absolute line stays as it is
+    elif path.is_file():
+        found = [path]
+    else:
+        found = sorted(item for item in map(Path, glob.glob(str(path), recursive=True)) if item.is_file())
+    if not found:
+        raise UserError(
+            f"--source {source}: no pictures there (working directory {Path.cwd()}). "
+            f"Give a picture, a folder, a glob in quotes, or a .txt list; endings: {' '.join(SUFFIXES)}",
+            DATA,
+        )
+    return found
+
+
+def check_classes(classes: list[int] | None, names: tuple[str, ...]) -> None:
+    """Every number of ``--classes`` must be a class of the weights."""
+    wrong = [number for number in classes or [] if not 0 <= number < len(names)]
+    if wrong:
+        known = ", ".join(f"{number} {name}" for number, name in enumerate(names))
+        raise UserError(f"--classes {' '.join(map(str, wrong))}: the weights know only {known}")
+
+
+def summarise(found: Detections, names: tuple[str, ...]) -> str:
+    """Size of the picture and how many of each class: ``480x640 3 cat, 1 dog``."""
+    counts = np.bincount(found.labels.numpy(), minlength=len(names))
+    parts = [f"{count} {names[label]}" for label, count in enumerate(counts) if count]
+    return f"{found.size[0]}x{found.size[1]} {', '.join(parts) or 'nothing found'}"
+
+
+class ResultFolder:
+    """Writes the results of one run; a file name used twice (two folders, one picture name) gets a number."""
+
+    def __init__(self, folder: Path, names: tuple[str, ...], args: argparse.Namespace):
+        self.folder, self.names, self.args = folder, names, args
+        self._written: set[Path] = set()
+
+    def write(self, path: Path, picture: np.ndarray, found: Detections) -> None:
+        """The picture with its boxes, its label file and its crops, as asked for."""
+        args = self.args
+        if not args.nosave:
+            drawn = draw_boxes(
+                picture,
+                found.boxes,
+                found.labels,
+                names=self.names,
+                scores=found.scores,
+                sigma=found.sigma if args.show_sigma else None,
+                line_thickness=args.line_thickness,
+                hide_labels=args.hide_labels,
+                hide_conf=args.hide_conf,
+            )
+            write_picture(self._unused(path.name), drawn)
+        if args.save_txt:
+            write_labels(self._unused(f"labels/{path.stem}.txt"), found, scores=args.save_conf)
+        if args.save_crop:
+            for (x1, y1, x2, y2), label in zip(pixel_boxes(found), found.labels.tolist(), strict=True):
+                name = self._unused(f"crops/{folder_name(self.names[label])}/{path.stem}.jpg")
+                write_picture(name, picture[y1:y2, x1:x2])
+
+    def _unused(self, name: str) -> Path:
+        path = candidate = self.folder / name
+        for number in itertools.count(2):
+            if candidate not in self._written:
+                break
+            candidate = path.with_stem(f"{path.stem}_{number}")
+        self._written.add(candidate)
+        return candidate
+
+
+def pixel_boxes(found: Detections) -> np.ndarray:
+    """(N, 4) the whole pixels that the boxes touch, at least one, inside the picture."""
+    height, width = found.size
+    boxes = found.boxes.numpy()
+    low = np.floor(boxes[:, :2]).clip(0, (width - 1, height - 1))
+    return np.concatenate((low, np.maximum(np.ceil(boxes[:, 2:]), low + 1)), 1).astype(int)
+
+
+def write_labels(path: Path, found: Detections, *, scores: bool) -> None:
+    """YOLO rows ``class cx cy w h [score]``, fractions of the picture; an empty file if nothing was found."""
+    height, width = found.size
+    x1, y1, x2, y2 = found.boxes.double().numpy().T
+    columns = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+    columns += [found.scores.double().numpy()] if scores else []
+    rows = zip(found.labels.tolist(), *columns, strict=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{label} {' '.join(f'{value:.6f}' for value in row)}\n" for label, *row in rows))
+
+
+def folder_name(name: str) -> str:
+    """A class name as the name of a folder: letters, digits, space, '-', '_', '.'; never hidden or above."""
+    safe = "".join(letter if letter.isalnum() or letter in " -_." else "_" for letter in name)
+    return safe.strip(" .") or "class"
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write (H, W, 3) RGB in the format of the path's ending, JPEG where OpenCV knows none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = path.suffix if cv2.haveImageWriter(str(path)) else ".jpg"
+    done, data = cv2.imencode(suffix, cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2BGR))
+    if not done:
+        raise UserError(f"{path}: this picture of shape {picture.shape} cannot be encoded as {suffix}")
+    path.with_suffix(suffix).write_bytes(data.tobytes())
+
+
+if __name__ == "__main__":
+    run_main(main)
