@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from data.images import decode_image
-from data.letterbox import apply_letterbox, plan_letterbox, rect_shape, restore, round_up
+from data.letterbox import apply_letterbox, input_shape, plan_letterbox, rect_shape, restore
 from models.detector import Detector, build_detector
 from utils.config import Config
 from utils.config_files import config_from_plain
@@ -74,14 +74,3 @@ def load_detector(
     if imgsz is not None:
         detector.shape = input_shape(imgsz, detector.stride)
     return detector
-
-
-def input_shape(imgsz: int | tuple[int, int], stride: int) -> tuple[int, int]:
-    """(height, width), each rounded up to a multiple of ``stride``, with one line if that changed it."""
-    asked = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
-    shape = tuple(round_up(side, stride) for side in asked)
-    if shape != asked:
-        print(
-            f"imgsz {asked[0]}x{asked[1]} is no multiple of the stride {stride}: using {shape[0]}x{shape[1]}"
-        )
-    return shape

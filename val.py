@@ -13,13 +13,12 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.dataset import ValSet
 from data.index import Index, load_split
 from data.letterbox import restore
-from data.loader import ValSampler, choose_workers, make_loader
+from data.loader import make_val_loader
 from data.shapes import ensure_shapes
 from data.spec import DataSpec, find_data_yaml, load_data_spec
-from inference import input_shape, load_detector
+from inference import load_detector
 from models.detector import Detector
 from utils.arguments import given_settings, val_parser
 from utils.config import Config, ValConfig
@@ -64,15 +63,6 @@ def evaluate(
     stacked = np.concatenate(rows)
     metrics = evaluate_detections(truth, stacked, cfg.evaluator)
     return Evaluation(metrics, stacked, {**clock, "evaluation": time.perf_counter() - start})
-
-
-def make_val_loader(index: Index, config: Config, *, stride: int, device: torch.device) -> DataLoader:
-    """The loader of a validation: every picture once, letterboxed to ``data.imgsz``."""
-    shape = input_shape(config.data.imgsz, stride)
-    size = config.val.batch_size or config.train.batch_size
-    sampler = ValSampler(index.sizes, size, shape, stride=stride, rect=config.data.rect)
-    workers = choose_workers(config.data.workers, len(sampler))
-    return make_loader(ValSet(index), sampler, workers, pin=device.type == "cuda")
 
 
 def ground_truth_of(index: Index, spec: DataSpec) -> dict:
@@ -166,7 +156,7 @@ def main() -> None:
     names = ("object",) if config.data.single_cls else spec.names
     check_names(detector.names, names, weights=args.weights, data=yaml)
     folder = make_run_folder(args.project, args.name, exist_ok=args.exist_ok)
-    loader = make_val_loader(index, config, stride=detector.stride, device=detector.device)
+    loader = make_val_loader(index, config, pin=detector.device.type == "cuda")
     truth = ground_truth_of(index, spec._replace(names=names, category_ids=spec.category_ids[: len(names)]))
     result = evaluate(detector.model, loader, truth, cfg=config.val, device=detector.device)
     print(format_metrics(result.metrics, len(index.sizes)))

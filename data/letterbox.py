@@ -40,6 +40,17 @@ def round_up(size: int, stride: int) -> int:
     return math.ceil(size / stride) * stride
 
 
+def input_shape(imgsz: int | tuple[int, int], stride: int) -> tuple[int, int]:
+    """(height, width), each rounded up to a multiple of ``stride``, with one line if that changed it."""
+    asked = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
+    shape = tuple(round_up(side, stride) for side in asked)
+    if shape != asked:
+        print(
+            f"imgsz {asked[0]}x{asked[1]} is no multiple of the stride {stride}: using {shape[0]}x{shape[1]}"
+        )
+    return shape
+
+
 def plan_letterbox(size: tuple[int, int], shape: tuple[int, int]) -> Letterbox:
     """Fit a picture of ``size`` into ``shape``, centred, aspect kept up to the rounding to whole pixels.
 

@@ -8,7 +8,10 @@ import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from data.dataset import TrainSet, ValSet, collate
-from data.letterbox import rect_shape
+from data.index import Index
+from data.letterbox import input_shape, rect_shape
+from data.plan import Planner
+from utils.config import Config
 from utils.training.distributed import rank, world_size
 
 
@@ -62,8 +65,29 @@ class ValSampler(Sampler):
         return iter(self.batches)
 
 
-def make_loader(dataset: TrainSet | ValSet, sampler: Sampler, workers: int, *, pin: bool) -> DataLoader:
-    """A loader of ``Batch``; its content does not depend on ``workers``."""
+def make_train_loader(index: Index, cfg: Config, *, pin: bool) -> DataLoader:
+    """Augmented batches of ``train.batch_size``, the same for any number of workers; see ``TrainSampler``."""
+    shape = input_shape(cfg.data.imgsz, 2 ** max(cfg.model.levels))
+    planner = Planner(index.sizes, shape, cfg.augment, group=cfg.data.group, seed=cfg.train.seed)
+    sampler = TrainSampler(len(index.sizes), cfg.train.batch_size)
+    return _make_loader(TrainSet(index, planner, cfg.augment), sampler, cfg.data.workers, pin=pin)
+
+
+def make_val_loader(index: Index, cfg: Config, *, pin: bool) -> DataLoader:
+    """Every picture once, letterboxed to ``data.imgsz``; see ``ValSampler``."""
+    stride = 2 ** max(cfg.model.levels)
+    shape, size = input_shape(cfg.data.imgsz, stride), cfg.val.batch_size or cfg.train.batch_size
+    sampler = ValSampler(index.sizes, size, shape, stride=stride, rect=cfg.data.rect)
+    return _make_loader(ValSet(index), sampler, cfg.data.workers, pin=pin)
+
+
+def choose_workers(asked: int | None, batches: int) -> int:
+    """Worker processes: as asked, else one for each core left beside the training process, at most 8."""
+    return asked if asked is not None else max(0, min(8, (os.cpu_count() or 1) - 1, batches))
+
+
+def _make_loader(dataset: TrainSet | ValSet, sampler: Sampler, asked: int | None, *, pin: bool) -> DataLoader:
+    workers = choose_workers(asked, len(sampler))
     return DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -71,14 +95,8 @@ def make_loader(dataset: TrainSet | ValSet, sampler: Sampler, workers: int, *, p
         collate_fn=collate,
         pin_memory=pin,
         worker_init_fn=_start_worker,
-        persistent_workers=False,
         prefetch_factor=4 if workers else None,
     )
-
-
-def choose_workers(asked: int | None, batches: int) -> int:
-    """Worker processes of a loader: as asked, else one per core beside the training process, at most 8."""
-    return asked if asked is not None else max(0, min(8, (os.cpu_count() or 1) - 1, batches))
 
 
 def _start_worker(_: int) -> None:

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from utils.config import ABSENT, KEYS, RENAMED, SECTIONS, Config, config_to_plain, dump_config, format_config
+from utils.config import KEYS, SECTIONS, Config, config_to_plain, dump_config, format_config
 from utils.config_files import (
     FOLDERS,
     ROOT,
@@ -21,6 +21,7 @@ from utils.config_files import (
     resolve_named,
 )
 from utils.errors import DATA, USAGE, UserError
+from utils.yolov5_names import ABSENT, RENAMED
 
 
 @pytest.fixture

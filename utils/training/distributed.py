@@ -3,7 +3,8 @@
 import os
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def world_size() -> int:
@@ -57,3 +58,12 @@ def from_rank_zero(value):
     holder = [value]
     distributed.broadcast_object_list(holder, src=0)
     return holder[0]
+
+
+def wrap(model: nn.Module, device: torch.device, *, sync_bn: bool) -> nn.Module:
+    """The model as several processes train it; itself in a run of one."""
+    if world_size() == 1:
+        return model
+    if sync_bn and device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from utils.errors import NON_FINITE, UserError
+
 COLUMNS = (
     "epoch",
     "train/quality",
@@ -103,6 +105,28 @@ def epoch_line(row: Mapping[str, float], epochs: int, shape: tuple[int, int]) ->
     metrics = [row.get(f"metrics/{name}", math.nan) for name in ("precision", "recall", "AP50", "AP")]
     size = str(shape[0]) if shape[0] == shape[1] else f"{shape[0]}x{shape[1]}"
     return table_line(f"{row['epoch']}/{epochs}", losses, size, metrics) + f"{row['seconds']:>10.1f}"
+
+
+def epoch_row(epoch: int, means: Tensor, *, lr: float, seconds: float, waited: float) -> dict[str, float]:
+    """The training's part of a row of results.csv; a loss that is not finite ends the run.
+
+    ``means`` are quality, box, dfl and the gradient's norm; ``waited`` the seconds spent waiting for data.
+    """
+    quality, box, dfl, norm = means.tolist()
+    if not math.isfinite(quality + box + dfl):
+        raise UserError(
+            f"the loss is not finite in epoch {epoch} (quality {quality}, box {box}, dfl {dfl}). Lower the "
+            "learning rate (--set train.lr=...) or train without mixed precision (--set train.amp=off)",
+            NON_FINITE,
+        )
+    row = {
+        "epoch": epoch,
+        "train/quality": quality,
+        "train/box": box,
+        "train/dfl": dfl,
+        "train/grad_norm": norm,
+    }
+    return row | {"lr": lr, "seconds": seconds, "data_seconds": waited}
 
 
 def _tensorboard_writer(folder: Path):

@@ -6,7 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from utils.config import TrainConfig
+from utils.training.device import autocast_dtype
 from utils.training.ema import EMA
+from utils.training.optimizer import build_optimizer
 
 
 @dataclass
@@ -20,6 +23,21 @@ class TrainState:
     epoch: int = 0  # epochs done
     step: int = 0  # batches done
     best: dict[str, float] = field(default_factory=lambda: {"AP": -1.0, "epoch": -1})
+
+    def update(self, *, lr: float, clip_norm: float) -> torch.Tensor:
+        """One step of the optimiser and the average, from the gradients at hand; returns their L2 norm, ().
+
+        Nothing is read back to the host: fp16's check for overflow stays on the device too.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm, foreach=True)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.model)
+        return norm
 
     def to_plain(self) -> dict[str, Any]:
         """Tensors and plain values, everything a run needs to go on."""
@@ -42,3 +60,13 @@ class TrainState:
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         self.epoch, self.step, self.best = content["epoch"], content["step"], dict(content["best"])
+
+
+def start_state(model: nn.Module, cfg: TrainConfig, steps: int, device: torch.device) -> TrainState:
+    """What trains ``model`` for ``steps`` batches, before the first of them."""
+    return TrainState(
+        model,
+        EMA(model, steps=steps, decay=cfg.ema_decay, share=cfg.ema_share),
+        build_optimizer(model, cfg),
+        torch.amp.GradScaler(device.type, enabled=autocast_dtype(cfg.amp, device) == torch.float16),
+    )

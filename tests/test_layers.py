@@ -1,0 +1,233 @@
+"""Design, sections 2 and 8: who may import whom, and what no source file may contain, by ``ast``: nothing runs.
+
+A module is named as it is imported from the root: ``data.plan``, ``train``. Folders of programs (benchmarks,
+scripts, examples) are entry points: each of their modules is started by ``python -m``.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("data", "models", "utils")
+PROGRAMS = ("benchmarks", "scripts", "examples")
+SKIPPED = ("tests", "datasets", "runs", "docs", "configs")  # and hidden folders
+ENTRY_POINTS = ("train", "val", "detect", "export", "compare", "inference", "hubconf")
+LEAVES = {  # what each of these may import of ours, beside itself
+    "utils.geometry": (),
+    "utils.structures": (),
+    "utils.config": ("utils.errors",),
+    "utils.config_files": ("utils.config", "utils.errors"),
+    "utils.training": ("utils.config", "utils.config_files", "utils.errors", "utils.structures"),
+    "utils.errors": (),
+    "models": ("utils.config", "utils.geometry", "utils.structures", "utils.errors"),
+}
+FORBIDDEN_NAMES = ("general", "misc", "common", "helpers", "torch_utils")
+FORBIDDEN_IMPORTS = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")
+MAX_FUNCTION, MAX_MODULE = 60, 300  # lines
+LONG_MODULES = {  # module -> why it may be longer than MAX_MODULE
+    "train": "the loop is the program: one file that reads top to bottom (design, section 1)",
+}
+LONG_FUNCTIONS: dict[str, str] = {}  # "module.function" -> why it may be longer than MAX_FUNCTION
+
+
+def source_files() -> list[Path]:
+    top = [path for path in ROOT.iterdir() if not path.name.startswith(".") and path.name not in SKIPPED]
+    found = [path for path in top if path.suffix == ".py"]
+    return sorted(found + [file for folder in top if folder.is_dir() for file in folder.rglob("*.py")])
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(path): ast.parse(path.read_text(), str(path)) for path in source_files()}
+PATHS = {module_name(path): path for path in source_files()}
+
+
+def below(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def imported(tree: ast.Module, module: str) -> set[str]:
+    """Our modules that a module imports anywhere in it, inside functions too."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parent = module.split(".")[: -node.level] if node.level else []
+            base = ".".join([*parent, *filter(None, [node.module])])
+            names.update(f"{base}.{alias.name}".strip(".") for alias in node.names)
+    ours = set()
+    for name in names:
+        while name and name not in TREES:
+            name = name.rpartition(".")[0]
+        ours.add(name)
+    return ours - {""}
+
+
+IMPORTS = {module: imported(tree, module) for module, tree in TREES.items()}
+
+
+def offenders(modules, forbidden) -> list[str]:
+    """Lines ``a imports b`` of the modules of which ``modules(a)`` and ``forbidden(b)`` hold."""
+    return sorted(f"{a} imports {b}" for a in filter(modules, IMPORTS) for b in filter(forbidden, IMPORTS[a]))
+
+
+def test_the_files_are_found():
+    assert {"train", "val", "inference", "data.plan", "models.detector", "utils.structures"} <= TREES.keys()
+    assert len(TREES) >= 45
+    assert "utils.structures" in IMPORTS["data.letterbox"]
+    assert "val" in IMPORTS["train"]
+
+
+def test_imports_of_every_form_are_seen():
+    text = (
+        "import models.head as h\nfrom data import plan\ndef f():\n    from utils.errors import UserError\n"
+        "import json\nfrom . import loader\nfrom .render import render"
+    )
+    found = imported(ast.parse(text), "data.x")
+    assert found == {
+        "models.head",
+        "data.plan",
+        "utils.errors",
+        "data.loader",
+        "data.render",
+    }
+
+
+@pytest.mark.parametrize(
+    ("package", "barred"), [("data", "models"), ("models", "data"), ("utils", "data"), ("utils", "models")]
+)
+def test_siblings_do_not_import_each_other(package, barred):
+    assert not offenders(lambda a: below(a, package), lambda b: below(b, barred))
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_leaves_import_only_what_lies_below_them(leaf):
+    assert any(below(module, leaf) for module in TREES)
+    allowed = (leaf, *LEAVES[leaf])
+    assert not offenders(lambda a: below(a, leaf), lambda b: not any(below(b, name) for name in allowed))
+
+
+def test_no_package_imports_an_entry_point():
+    barred = (*ENTRY_POINTS, *PROGRAMS)
+    assert not offenders(lambda a: a.split(".")[0] in PACKAGES, lambda b: b.split(".")[0] in barred)
+
+
+def test_no_cycles():
+    graph = {module: set(targets) - {module} for module, targets in IMPORTS.items()}
+    while free := {module for module, targets in graph.items() if not targets & graph.keys()}:
+        graph = {module: targets for module, targets in graph.items() if module not in free}
+    assert not graph, f"in cycles, or above one: {sorted(graph)}"
+
+
+def test_all_init_files_are_empty():
+    files = [path for path in source_files() if path.name == "__init__.py"]
+    assert len(files) >= 8
+    assert [str(path) for path in files if path.read_text().strip()] == []
+    packages = {path.parent for path in source_files() if path.parent != ROOT}
+    folders = {folder for folder in packages if folder.relative_to(ROOT).parts[0] not in ("examples",)}
+    assert sorted(map(str, folders - {path.parent for path in files})) == []
+
+
+def test_no_module_has_a_name_that_says_nothing():
+    assert not [m for m in TREES if set(m.split(".")) & set(FORBIDDEN_NAMES)]
+
+
+def test_every_top_level_module_is_a_known_entry_point():
+    top = {module.split(".")[0] for module in TREES}
+    assert top <= {*ENTRY_POINTS, *PACKAGES, *PROGRAMS}, (
+        "a new program or package belongs into the design too"
+    )
+
+
+def faults(tree: ast.Module) -> list[str]:
+    """What no source file of ours may contain, with its line."""
+    found = []
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in ("eval", "exec")
+        ):
+            found.append(f"{node.lineno}: {node.func.id}()")
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path":
+            found.append(f"{node.lineno}: sys.path")
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module == "sys"
+            and "path" in [a.name for a in node.names]
+        ):
+            found.append(f"{node.lineno}: sys.path")
+        if isinstance(node, ast.ExceptHandler) and (
+            node.type is None or ast.unparse(node.type) == "BaseException"
+        ):
+            found.append(f"{node.lineno}: bare except")
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            found += [f"{node.lineno}: import {m}" for m in modules if m.split(".")[0] in FORBIDDEN_IMPORTS]
+        if isinstance(node, ast.Call):
+            found += [
+                f"{node.lineno}: {keyword.arg}={ast.unparse(keyword.value)}"
+                for keyword in node.keywords
+                if (keyword.arg == "weights_only" and ast.unparse(keyword.value) != "True")
+                or (keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False")
+            ]
+            if ast.unparse(node.func) == "torch.load" and "weights_only" not in [
+                k.arg for k in node.keywords
+            ]:
+                found.append(f"{node.lineno}: torch.load without weights_only=True")
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(TREES))
+def test_no_dangerous_construct(module):
+    assert faults(TREES[module]) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "eval('1')",
+        "exec('1')",
+        "import pickle",
+        "from pickle import loads",
+        "import sys\nsys.path.insert(0, '.')",
+        "from sys import path",
+        "try:\n    pass\nexcept:\n    pass",
+        "try:\n    pass\nexcept BaseException:\n    pass",
+        "torch.load(f, weights_only=False)",
+        "torch.load(f)",
+        "torch.load(f, weights_only=flag)",
+        "numpy.load(f, allow_pickle=True)",
+    ],
+)
+def test_dangerous_constructs_are_seen(text):
+    assert len(faults(ast.parse(text))) == 1
+
+
+def test_harmless_constructs_pass():
+    assert faults(ast.parse("model.eval()\ntorch.load(f, weights_only=True)\nsys.exit(0)\nimport json")) == []
+
+
+def test_modules_are_short():
+    lengths = {module: len(path.read_text().splitlines()) for module, path in PATHS.items()}
+    long = {module for module, length in lengths.items() if length > MAX_MODULE}
+    assert long <= LONG_MODULES.keys(), {module: lengths[module] for module in long - LONG_MODULES.keys()}
+    assert LONG_MODULES.keys() <= TREES.keys(), "an exception for a module that is gone"
+
+
+def test_functions_are_short():
+    lengths = {
+        f"{module}.{node.name}": node.end_lineno - node.lineno + 1
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    assert len(lengths) > 200
+    long = {name for name, length in lengths.items() if length > MAX_FUNCTION}
+    assert long == LONG_FUNCTIONS.keys(), {name: lengths[name] for name in long ^ LONG_FUNCTIONS.keys()}

@@ -1,0 +1,35 @@
+"""YOLOv5's setting names, so that its users are told where each lives on, or why it does not."""
+
+RENAMED = {
+    "lr0": "train.lr",
+    "lrf": "train.final_lr",
+    "momentum": "train.momentum",
+    "weight_decay": "train.weight_decay",
+    "warmup_epochs": "train.warmup_epochs",
+    "box": "loss.box",
+    "cls": "loss.quality",
+    "dfl": "loss.dfl",
+    "fl_gamma": "loss.beta",
+    "hsv_h": "augment.hue",
+    "hsv_s": "augment.saturation",
+    "hsv_v": "augment.value",
+    "translate": "augment.translate",
+    "scale": "augment.scale",
+    "flipud": "augment.flip_ud",
+    "fliplr": "augment.flip_lr",
+    "mosaic": "augment.mosaic",
+    "close_mosaic": "augment.close_mosaic (a share of the epochs, not a count)",
+    "depth_multiple": "model.depth",
+    "width_multiple": "model.width",
+}
+ABSENT = {
+    **dict.fromkeys(("warmup_momentum", "warmup_bias_lr"), "only the learning rate warms up, alike for all"),
+    **dict.fromkeys(("obj", "obj_pw"), "no objectness; the class score is the quality (loss.quality)"),
+    **dict.fromkeys(("anchors", "anchor_t", "iou_t"), "there are no anchor boxes; see the assigner section"),
+    **dict.fromkeys(("degrees", "shear", "perspective"), "pictures are scaled, shifted and flipped only"),
+    **dict.fromkeys(("mixup", "copy_paste"), "of the mixing changes there is mosaic only (augment.mosaic)"),
+    **dict.fromkeys(("backbone", "head"), "the architecture is Python in models/, see model.backbone"),
+    "cls_pw": "the focal factor balances the classes (loss.beta)",
+    "label_smoothing": "the class target is the IoU, which is soft already",
+    "nc": "the data set's names give the count of classes (data.path)",
+}
