@@ -129,9 +129,11 @@ def train_epoch(model: nn.Module, state: TrainState, loader: DataLoader, cfg: Co
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             pred = model(images)
         loss, terms = compute_loss(pred, truth, assign, cfg.loss)
-        state.scaler.scale(loss / cfg.train.accumulation).backward()
+        group_start = (number - 1) // cfg.train.accumulation * cfg.train.accumulation
+        group_end = min(group_start + cfg.train.accumulation, len(loader))
+        state.scaler.scale(loss / (group_end - group_start)).backward()
         state.step += 1
-        if number % cfg.train.accumulation == 0 or number == len(loader):
+        if number == group_end:
             grad_norm = state.update(lr=lr, clip_norm=cfg.train.clip_norm)
         values = torch.stack((*(term.detach() for term in terms.values()), grad_norm))
         sums += values
@@ -176,7 +178,7 @@ def build_model(cfg: Config, names: tuple[str, ...], device: torch.device, *, we
 def validate(state: TrainState, data: Data, cfg: Config, device: torch.device) -> dict:
     """COCO metrics of the average's weights as columns of results.csv; remembers the best AP."""
     metrics = evaluate(state.ema.model, data.val, data.truth, cfg=cfg.val, device=device).metrics
-    if metrics.values["AP"] > state.best["AP"]:
+    if state.best["epoch"] < 0 or metrics.values["AP"] > state.best["AP"]:
         state.best = {"AP": metrics.values["AP"], "epoch": state.epoch}
     row = {f"metrics/{key}": metrics.values[key] for key in ("AP", "AP50", "AP75")}
     return row | {"metrics/precision": metrics.precision, "metrics/recall": metrics.recall}

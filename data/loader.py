@@ -12,6 +12,7 @@ from data.index import Index
 from data.letterbox import input_shape, rect_shape
 from data.plan import Planner
 from utils.config import Config
+from utils.errors import UserError
 from utils.training.distributed import rank, world_size
 
 
@@ -24,6 +25,10 @@ class TrainSampler(Sampler):
     """
 
     def __init__(self, num_pictures: int, batch_size: int):
+        if batch_size % world_size():
+            raise UserError(
+                f"--batch-size {batch_size} is the total over all ranks: no multiple of {world_size()}"
+            )
         self.num_pictures, self.batch_size = num_pictures, batch_size
         self.epoch, self.mosaic = 0, True
 

@@ -10,7 +10,7 @@ class ConvBNAct(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, kernel: int = 1, *, stride: int = 1):
         super().__init__()
         self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False)
-        self.norm: nn.Module = nn.BatchNorm2d(channels_out, eps=1e-3, momentum=0.03)
+        self.norm: nn.Module = nn.BatchNorm2d(channels_out, eps=1e-3, momentum=0.1)
         self.act = nn.SiLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class Targets(NamedTuple):
     """Ground truth of a batch, padded to the largest image's count M (at least 1)."""
 
     boxes: Tensor  # (B, M, 4) xyxy, input pixels
-    labels: Tensor  # (B, M) int64
+    labels: Tensor  # (B, M) int64 in 0..C-1, on padding too
     valid: Tensor  # (B, M) bool, False on padding
     ignore: Tensor  # (B, M) bool, crowd or difficult: neither positive nor negative
 

@@ -106,7 +106,7 @@ def without_point(owner: Tensor, truth: Targets) -> Tensor:
 
 
 def _bid_for_free_points(owner: Tensor, truth: Targets, levels: Levels, reach: int) -> Tensor:
-    index, key = _nearest_points(truth.boxes, levels, reach)
+    wishes = _nearest_points(truth.boxes, levels, reach)
     num_truths, num_points = truth.labels.shape[1], owner.shape[1]
     order = num_truths - 1 - torch.arange(num_truths, device=owner.device)
     for _ in range(_FALLBACK_ROUNDS):
@@ -115,16 +115,29 @@ def _bid_for_free_points(owner: Tensor, truth: Targets, levels: Levels, reach: i
             owner.device.type == "cpu" and not missing.any()
         ):  # on a GPU the question costs more than the rounds
             break
-        free = (owner < 0).gather(1, index.flatten(1)).view_as(index)
-        best, place = key.where(free, -1).max(-1)
-        point = index.gather(-1, place.unsqueeze(-1)).squeeze(-1)
-        won = settle(point, order.where(missing & (best >= 0), -1), num_points)
+        free = (owner < 0).gather(1, wishes.flatten(1)).view_as(wishes)
+        rank = free.cumsum(-1)  # of a free point among the truth's free ones, from 1
+        first = wishes.gather(-1, free.int().argmax(-1, keepdim=True)).squeeze(-1)
+        turn = _turns(first.where(missing, num_points)).unsqueeze(-1)
+        wanted = free & (rank == turn + 1)
+        point = wishes.gather(-1, wanted.int().argmax(-1, keepdim=True)).squeeze(-1)
+        won = settle(point, order.where(missing & wanted.any(-1), -1), num_points)
         owner = torch.where(won >= 0, num_truths - 1 - won, owner)
     return owner
 
 
-def _nearest_points(boxes: Tensor, levels: Levels, reach: int) -> tuple[Tensor, Tensor]:
-    """Points about each truth's centre (B, M, K) and how much it wants them: level first, then distance."""
+def _turns(point: Tensor) -> Tensor:
+    """(B, M) -> how many earlier truths of the row name the same point."""
+    ordered, place = point.sort(dim=1, stable=True)
+    number = torch.arange(point.shape[1], device=point.device).expand_as(point)
+    fresh = torch.ones_like(ordered, dtype=torch.bool)
+    fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    start = number.where(fresh, 0).cummax(1).values
+    return torch.zeros_like(point).scatter_(1, place, number - start)
+
+
+def _nearest_points(boxes: Tensor, levels: Levels, reach: int) -> Tensor:
+    """Points about each truth's centre (B, M, K), most wanted first: by level, then by distance."""
     centre, longest = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
     indices, keys = [], []
     for number, (start, (height, width, stride)) in enumerate(_starts(levels)):
@@ -137,7 +150,7 @@ def _nearest_points(boxes: Tensor, levels: Levels, reach: int) -> tuple[Tensor, 
         index = _outer(rows * width + start, columns, torch.add)
         indices.append(index)
         keys.append(rank_key(wish, _outer(dy**2, dx**2, torch.add), index, sum(h * w for h, w, _ in levels)))
-    return torch.cat(indices, -1), torch.cat(keys, -1)
+    return torch.cat(indices, -1).gather(-1, torch.cat(keys, -1).argsort(-1, descending=True))
 
 
 def _give_leftovers(owner: Tensor, truth: Targets) -> Tensor:
@@ -214,5 +227,5 @@ def _starts(levels: Levels):
 
 
 def _bits(values: Tensor) -> Tensor:
-    """The bits of float32 values >= 0, as int64: they sort as the values do."""
-    return values.float().contiguous().view(torch.int32).long()
+    """The bits of float32 values >= 0 (or -0.0), as int64: they sort as the values do."""
+    return values.float().abs().contiguous().view(torch.int32).long()

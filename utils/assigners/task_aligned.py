@@ -12,7 +12,7 @@ from utils.structures import Assignment, Predictions, Targets
 
 
 class TaskAlignedAssigner:
-    """Each truth takes its ``top_k`` candidates of largest score^alpha * IoU^beta (the paper's eq. 2).
+    """Each truth takes its ``top_k`` candidates of largest score^alpha * IoU^beta.
 
     Candidates lie inside the truth *and* can express it with their bins (``find_candidates``). Equal metrics,
     as at the start of training, are ranked by distance to the centre. A point wanted by several truths goes
@@ -22,6 +22,7 @@ class TaskAlignedAssigner:
 
     def __init__(self, *, top_k: int = 13, alpha: float = 1.0, beta: float = 6.0):
         self.top_k, self.alpha, self.beta = top_k, alpha, beta
+        self.most_per_truth = max(top_k, 1)
 
     def __call__(self, scores: Tensor, boxes: Tensor, pred: Predictions, truth: Targets) -> Assignment:
         """Assign by detached scores (B, A, C) in [0, 1] and decoded boxes (B, A, 4) xyxy px."""

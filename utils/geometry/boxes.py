@@ -29,7 +29,7 @@ def aligned_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def aligned_ciou(first: Tensor, second: Tensor) -> Tensor:
-    """(..., 4), (..., 4) -> (...) complete IoU in about [-2, 1] (arXiv:1911.08287, eq. 10).
+    """(..., 4), (..., 4) -> (...) complete IoU in [-1.5, 1] (arXiv:1911.08287, eq. 10).
 
     CIoU = IoU - d^2 / c^2 - alpha v, with d the distance of the centres, c the diagonal of the enclosing box
     and v = (4 / pi^2) (atan(w2 / h2) - atan(w1 / h1))^2. As in the paper, alpha carries no gradient. Aspect

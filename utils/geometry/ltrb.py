@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-_SIGMA_STEPS = 12  # of the damped fixed point; it halves the error each time
+_SIGMA_STEPS = 8  # of Newton's method
 _RESOLUTION = 0.15  # bins: below it the two-bin code itself hides the spread
 
 
@@ -25,13 +25,13 @@ def ltrb_to_boxes(ltrb: Tensor, points: Tensor, strides: Tensor) -> Tensor:
 
 
 def integral(ltrb_logits: Tensor) -> Tensor:
-    """(..., R) -> (...) expected distance in bins, sum_i i softmax(z)_i (arXiv:2006.04388, eq. 4).
+    """(..., R) -> (...) expected distance in bins, sum_i i softmax(z)_i (arXiv:2006.04388, eq. 5).
 
     Half types are computed, and returned, in float32: bf16 rounds 14.99 to 15.0.
     """
     probabilities = ltrb_logits.softmax(-1, dtype=_at_least_float32(ltrb_logits))
     bins = torch.arange(ltrb_logits.shape[-1], device=ltrb_logits.device, dtype=probabilities.dtype)
-    return probabilities @ bins
+    return (probabilities * bins).sum(-1)  # not "@": autocast would compute it in half
 
 
 def side_sigma(ltrb_logits: Tensor) -> Tensor:
@@ -40,28 +40,33 @@ def side_sigma(ltrb_logits: Tensor) -> Tensor:
     The variance over the bins holds more than the side's own uncertainty: a certain distance of 2.3 is coded
     as 0.7 in bin 2 and 0.3 in bin 3, variance 0.21. With mu the integral and Var the variance over the bins,
     s^2 solves s^2 = Var - h(mu, s), h = 1/6 - (1/pi^2) sum_k cos(2 pi k mu) exp(-2 pi^2 k^2 s^2) / k^2: the
-    mean of f (1 - f) for a Gaussian spread, f the fractional part. Solved by a damped fixed point; never
-    below 0.15 bins, the limit of what the bins can resolve. Simulated coverage at nominal 80 / 95 %:
-    80.0 / 95.0 % for s = 0.2 .. 1.5 bins.
+    mean of f (1
+    - f) for a Gaussian spread, f the fractional part. Newton's method, as a damped fixed point all but stands
+    still near half bins. Never below 0.15 bins, the limit of what the bins can resolve. Simulated coverage at
+    nominal 80 / 95 %: 80.0 / 95.0 % for s = 0.2 .. 1.5 bins.
     """
     probabilities = ltrb_logits.softmax(-1, dtype=_at_least_float32(ltrb_logits))
     bins = torch.arange(ltrb_logits.shape[-1], device=ltrb_logits.device, dtype=probabilities.dtype)
-    mu = probabilities @ bins
-    variance = (probabilities @ bins.square() - mu.square()).clamp(min=0)
+    mu = (probabilities * bins).sum(-1)
+    variance = ((probabilities * bins.square()).sum(-1) - mu.square()).clamp(min=0)
     floor = _RESOLUTION**2
     squared = variance.clamp(min=floor)
     for _ in range(_SIGMA_STEPS):
-        squared = (squared + variance - _coding_variance(mu, squared)).div(2).clamp(min=floor)
+        added, slope = _coding_variance(mu, squared)
+        squared = (squared - (squared + added - variance) / (1 + slope).clamp(min=1e-3)).clamp(min=floor)
     return squared.sqrt()
 
 
-def _coding_variance(mu: Tensor, squared: Tensor) -> Tensor:
-    """Mean of f (1 - f) of a Gaussian at ``mu`` of variance ``squared``: five terms of its Fourier series."""
-    total = torch.full_like(mu, 1 / 6)
+def _coding_variance(mu: Tensor, squared: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of f (1 - f) of a Gaussian at ``mu`` with variance ``squared``, and its slope by ``squared``.
+
+    Five terms of its Fourier series.
+    """
+    value, slope = torch.full_like(mu, 1 / 6), torch.zeros_like(mu)
     for k in range(1, 6):
-        damping = torch.exp(-2 * (math.pi * k) ** 2 * squared)
-        total = total - torch.cos(2 * math.pi * k * mu) * damping / (math.pi * k) ** 2
-    return total
+        wave = torch.cos(2 * math.pi * k * mu) * torch.exp(-2 * (math.pi * k) ** 2 * squared)
+        value, slope = value - wave / (math.pi * k) ** 2, slope + 2 * wave
+    return value, slope
 
 
 def _at_least_float32(tensor: Tensor) -> torch.dtype:

@@ -1,6 +1,6 @@
-"""The training loss of a batch. B images, A anchor points, C classes, R bins; boxes xyxy in input pixels."""
+"""The training loss of a batch. B images, A anchor points, C classes, R bins, P positives; boxes xyxy px."""
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,13 @@ from utils.losses.quality import quality_focal_loss
 from utils.structures import Assignment, Predictions, Targets
 from utils.training.distributed import global_sum, world_size
 
-Assigner = Callable[[Tensor, Tensor, Predictions, Targets], Assignment]
+
+class Assigner(Protocol):
+    """Says which truth each anchor point answers for, from detached scores (B, A, C) and boxes (B, A, 4)."""
+
+    most_per_truth: int  # no truth gets more points than this
+
+    def __call__(self, scores: Tensor, boxes: Tensor, pred: Predictions, truth: Targets) -> Assignment: ...
 
 
 def compute_loss(
@@ -21,8 +27,8 @@ def compute_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of one batch: ``(total, terms)``; ``total`` is the sum of the weighted ``terms``.
 
-    * ``quality``: QFL at every anchor point; the target at a positive's class is the IoU of its decoded box,
-      0 elsewhere.
+    * ``quality``: QFL at every anchor point; the target at a positive's class is its decoded box's IoU, else
+      0.
     * ``box``: 1 - CIoU of the boxes decoded by the integral, at the positives.
     * ``dfl``: DFL of the four sides, their mean, at the positives; a target beyond the bins is clipped.
 
@@ -32,25 +38,53 @@ def compute_loss(
     float32 on entry; float64 stays float64.
     """
     pred = pred._replace(cls_logits=_promote(pred.cls_logits), ltrb_logits=_promote(pred.ltrb_logits))
-    boxes = ltrb_to_boxes(integral(pred.ltrb_logits), pred.points, pred.strides)
-    match = assign(pred.cls_logits.detach().sigmoid(), boxes.detach(), pred, truth)
+    with torch.no_grad():
+        decoded = ltrb_to_boxes(integral(pred.ltrb_logits), pred.points, pred.strides)
+        match = assign(pred.cls_logits.sigmoid(), decoded, pred, truth)
+    index, positive = gather_positives(match.positive, truth.labels.shape[1] * assign.most_per_truth)
+    points, strides, true_boxes = pred.points[index], pred.strides[index], _take(match.boxes, index)
+    ltrb_logits = _take(pred.ltrb_logits, index)  # (B, P, 4, R)
+    boxes = ltrb_to_boxes(integral(ltrb_logits), points, strides)
 
-    quality = aligned_iou(boxes.detach(), match.boxes) * match.positive
-    share = quality if cfg.normaliser == "quality" else match.positive.to(quality.dtype)
+    quality = aligned_iou(boxes.detach(), true_boxes) * positive  # (B, P)
+    share = quality if cfg.normaliser == "quality" else positive.to(quality.dtype)
     normaliser = global_sum(share.sum()).clamp(min=1) / world_size()
-    weight = quality if cfg.box_weight == "quality" else match.positive.to(quality.dtype)
+    weight = quality if cfg.box_weight == "quality" else positive.to(quality.dtype)
 
-    target = torch.zeros_like(pred.cls_logits).scatter_(2, match.labels.unsqueeze(-1), quality.unsqueeze(-1))
-    counted = (~match.ignored | match.positive).unsqueeze(-1)
-    ltrb = boxes_to_ltrb(match.boxes, pred.points, pred.strides)
+    target = torch.zeros_like(pred.cls_logits)
+    place = index * target.shape[2] + match.labels.gather(1, index)
+    target.flatten(1).scatter_add_(1, place, quality.to(target.dtype))
     per_point = {
-        "quality": quality_focal_loss(pred.cls_logits, target, cfg.beta, cfg.alpha) * counted,
-        "box": (1 - aligned_ciou(boxes, match.boxes)) * weight,
-        "dfl": distribution_focal_loss(pred.ltrb_logits, ltrb).mean(-1) * weight,
+        "quality": quality_focal_loss(pred.cls_logits, target, cfg.beta, cfg.alpha).sum(-1)
+        * (match.positive | ~match.ignored),
+        "box": (1 - aligned_ciou(boxes, true_boxes)) * weight,
+        "dfl": distribution_focal_loss(ltrb_logits, boxes_to_ltrb(true_boxes, points, strides)).mean(-1)
+        * weight,
     }
     gains = {"quality": cfg.quality, "box": cfg.box, "dfl": cfg.dfl}
     terms = {name: gains[name] * values.sum() / normaliser for name, values in per_point.items()}
     return sum(terms.values()), terms
+
+
+def gather_positives(positive: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """(B, A) mask -> the positives' points, in order, (B, P) int64, and which of the P are real, (B, P) bool.
+
+    P is ``most``, or A if that is less: a size known beforehand, so the device is not asked how many there
+    are. The rest of a row is point 0, not real.
+    """
+    batch, num_points = positive.shape
+    most = min(most, num_points)
+    slot = (positive.cumsum(1) - 1).where(positive, most)
+    points = torch.arange(num_points, device=positive.device).expand(batch, -1)
+    index = torch.zeros(batch, most + 1, dtype=torch.int64, device=positive.device).scatter_(1, slot, points)
+    real = torch.arange(most, device=positive.device) < positive.sum(1, keepdim=True)
+    return index[:, :most] * real, real
+
+
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    """(B, A, ...) at (B, P) -> (B, P, ...)."""
+    shape = values.shape[2:]
+    return values.gather(1, index.view(*index.shape, *(1,) * len(shape)).expand(*index.shape, *shape))
 
 
 def _promote(tensor: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class TrainState:
 
 
 def start_state(model: nn.Module, cfg: TrainConfig, steps: int, device: torch.device) -> TrainState:
-    """What trains ``model`` for ``steps`` batches, before the first of them."""
+    """What trains ``model`` for ``steps`` steps of the optimiser, before the first of them."""
     return TrainState(
         model,
         EMA(model, steps=steps, decay=cfg.ema_decay, share=cfg.ema_share),

@@ -1,4 +1,4 @@
-"""Overlap of boxes: hand-worked numbers, torchvision as the oracle, and the edges where torchvision is NaN."""
+"""Overlap of boxes: hand-worked numbers, torchvision as the oracle, the edges where torchvision is NaN."""
 
 import math
 
@@ -68,7 +68,7 @@ def test_iou_by_hand(first, second, expected):
 
 
 def test_ciou_by_hand():
-    # 4 x 2 at the origin and 2 x 4 from (2, 0): they share 2 x 2, IoU 4 / 12. Centres (2, 1) and (3, 2): d^2 = 2.
+    # 4 x 2 at the origin and 2 x 4 from (2, 0) share 2 x 2: IoU 4 / 12. Centres (2, 1) and (3, 2): d^2 = 2.
     # Enclosing box 4 x 4: c^2 = 32. Angles atan(1/2) and atan(2): v = 4/pi^2 * 0.6435011^2 = 0.1678266,
     # alpha = v / (1 - 1/3 + v) = 0.2011120.  CIoU = 0.3333333 - 0.0625 - 0.0337519.
     first, second = torch.tensor([0.0, 0, 4, 2]), torch.tensor([2.0, 0, 4, 4])
@@ -120,7 +120,7 @@ def test_ciou_laws(first, second):
         ciou, aligned_ciou(first * 4, second * 4), atol=1e-6
     )  # EPS weighs less in larger boxes
     assert torch.allclose(ciou, aligned_ciou(first[[1, 0, 3, 2]], second[[1, 0, 3, 2]]), atol=1e-7)
-    assert -2 <= ciou <= aligned_iou(first, second) + 1e-12
+    assert -1.5 <= ciou <= aligned_iou(first, second) + 1e-12
     assert aligned_ciou(first, first).item() == pytest.approx(1, abs=1e-6)
 
 
@@ -144,10 +144,12 @@ def test_degenerate_boxes_have_finite_values_and_gradients(name, swapped):
         assert all(gradient.isfinite().all() for gradient in gradients), overlap.__name__
 
 
-def test_zero_area_is_finite_where_torchvision_is_nan():
-    first, second = (torch.tensor([DEGENERATE["the same point twice"][0]]).float() for _ in range(2))
-    assert ops.complete_box_iou_loss(first, second).isnan().all()  # if this fails: torchvision mended it
-    assert aligned_ciou(first, second).item() == pytest.approx(0, abs=1e-6)
+@pytest.mark.parametrize("name", [name for name in DEGENERATE if name != "inside out"])
+def test_degenerate_boxes_agree_with_torchvision_where_it_has_a_number(name):
+    first, second = (torch.tensor([box]).float() for box in DEGENERATE[name])
+    theirs = 1 - ops.complete_box_iou_loss(first, second).item()  # NaN where a box is a point (0.29.2)
+    ours = aligned_ciou(first, second).item()
+    assert math.isnan(theirs) or ours == pytest.approx(theirs, abs=1e-5)
 
 
 @given(
@@ -158,7 +160,7 @@ def test_thin_boxes_have_finite_values_and_gradients(first, second):
     first, second = torch.tensor(first).requires_grad_(), torch.tensor(second)
     value = aligned_ciou(first, second)
     (gradient,) = torch.autograd.grad(value, first)
-    assert -2.01 <= value.item() <= 1
+    assert -1.5 <= value.item() <= 1
     assert gradient.isfinite().all()
 
 
@@ -197,5 +199,5 @@ def test_gradcheck_of_ciou_between_boxes_of_one_shape():
 def test_ciou_pulls_a_disjoint_box_nearer():
     first, second = torch.tensor([0.0, 0, 4, 4]).requires_grad_(), torch.tensor([20.0, 0, 24, 4])
     (gradient,) = torch.autograd.grad(aligned_ciou(first, second), first)
-    assert gradient[0] > 0 and gradient[2] > 0  # to the right; plain IoU has no gradient here
+    assert gradient[0] + gradient[2] > 0  # to the right as a whole; plain IoU has no gradient here
     assert torch.autograd.grad(aligned_iou(first, second), first)[0].eq(0).all()

@@ -100,6 +100,14 @@ def test_half_types_are_computed_in_float32(half):
     assert integral(logits.double()).dtype == torch.float64
 
 
+def test_autocast_leaves_them_in_float32():
+    logits = log_of({14: 0.01, 15: 0.99})
+    with torch.autocast("cpu", torch.bfloat16):
+        value, sigma = integral(logits), side_sigma(logits)
+    assert value.dtype == sigma.dtype == torch.float32
+    assert value.item() == pytest.approx(14.99, abs=1e-5)
+
+
 def test_extreme_logits():
     logits = torch.full((3, NUM_BINS), -1e4)
     logits[0, 3], logits[1, 0], logits[2] = 1e4, 1e4, 1e4
@@ -112,7 +120,7 @@ def test_extreme_logits():
 
 
 def coded(distances: np.ndarray) -> torch.Tensor:
-    """Logits of the distribution a head learns for these true distances: the mean of their two-bin targets."""
+    """Logits of what a head learns for these true distances: the mean of their two-bin targets."""
     mass = np.zeros(NUM_BINS)
     low = np.floor(distances).astype(int)
     np.add.at(mass, low, 1 - (distances - low))
@@ -145,7 +153,7 @@ def test_sigma_covers_what_it_says():
 
 
 def test_sigma_at_and_below_the_limit_of_the_bins():
-    # A certain side is coded with variance f (1 - f), up to 0.25: it must not be taken for a spread of 0.5 bins.
+    # A certain side is coded with variance f (1 - f), up to 0.25: that is no spread of 0.5 bins.
     for fraction in (0, 0.1, 0.3, 0.5, 0.8):
         logits = log_of({2: 1 - fraction, 3: fraction} if fraction else {2: 1.0})
         assert side_sigma(logits).item() == pytest.approx(0.15, abs=0.01)

@@ -1,0 +1,147 @@
+"""train.py from the command line: run folder, resuming, transfer, freezing, golden losses, overfitting."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.overfit import overfit
+from scripts.golden_losses import PATH, golden_losses
+from train import gone_stale
+from utils.config_files import config_from_plain, read_yaml
+from utils.training.state import TrainState
+
+ROOT = Path(__file__).parents[1]
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_folder_holds_what_the_readme_promises(trained):
+    names = "config.yaml results.csv results.png labels.jpg train_batch0.jpg val_batch0_labels.jpg"
+    for name in (*names.split(), "val_batch0_pred.jpg", "metrics.json", "weights/best.pt", "weights/last.pt"):
+        assert (trained / name).stat().st_size > 0, name
+    rows = read_rows(trained)
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
+    wanted = "epoch train/quality train/box train/dfl metrics/AP metrics/AP50 metrics/AP75 metrics/precision"
+    assert {*wanted.split(), "metrics/recall", "lr", "seconds"} <= rows[0].keys()
+    assert all(np.isfinite(float(value)) for row in rows for value in row.values())
+    assert float(rows[-1]["train/box"]) < float(rows[0]["train/box"])
+    config = config_from_plain(read_yaml(trained / "config.yaml"))
+    assert (config.train.epochs, config.data.imgsz) == (4, 96)
+
+
+def test_best_holds_all_that_inference_needs_and_no_code(trained):
+    content = torch.load(trained / "weights" / "best.pt", weights_only=True)
+    assert content["strides"] == [8, 16, 32] and len(content["names"]) == 6
+    assert config_from_plain(content["config"]).model.width == 0.125
+    assert "optimizer" not in content
+    best = max(read_rows(trained), key=lambda row: float(row["metrics/AP"]))
+    assert content["best"] == {"AP": float(best["metrics/AP"]), "epoch": int(best["epoch"])}
+
+
+def test_last_screen_says_what_to_do_next(command, shapes, tiny):
+    result = command("train", "--data", shapes, *tiny, "--epochs", 1, "--noplots")
+    assert result.code == 0
+    for text in (
+        "results: runs/train/exp",
+        "python detect.py --weights",
+        "python train.py --data",
+        "2 optimiser",
+    ):
+        assert text in result.out, text
+    assert not Path("runs/train/exp/results.png").exists()
+    again = command("train", "--data", shapes, *tiny, "--epochs", 1, "--noplots", "--nosave")
+    assert again.code == 0 and Path("runs/train/exp2/weights/last.pt").exists()
+
+
+def test_resume_equals_the_uninterrupted_run(command, trained, tmp_path):
+    folder = tmp_path / "stopped"
+    (folder / "weights").mkdir(parents=True)
+    shutil.copy(trained / "weights" / "epoch2.pt", folder / "weights" / "last.pt")
+    lines = (trained / "results.csv").read_text().splitlines(keepends=True)
+    (folder / "results.csv").write_text("".join(lines[:4]))  # as if killed in the midst of epoch 4
+    assert command("train", "--resume", folder / "weights" / "last.pt", "--noplots").code == 0
+    straight = torch.load(trained / "weights" / "last.pt", weights_only=True)
+    resumed = torch.load(folder / "weights" / "last.pt", weights_only=True)
+    for part in ("model", "ema"):
+        for name, tensor in straight[part].items():
+            assert torch.equal(tensor, resumed[part][name]), (part, name)
+    states = straight["optimizer"]["state"], resumed["optimizer"]["state"]
+    for number, state in states[0].items():
+        for key, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][number][key])), (number, key)
+    clocks = {"seconds", "data_seconds"}
+    first, second = (
+        [{k: v for k, v in row.items() if k not in clocks} for row in read_rows(f)] for f in (trained, folder)
+    )
+    assert first == second
+
+
+def test_results_do_not_depend_on_workers(command, shapes, tiny):
+    for workers in (0, 2):
+        arguments = ["--data", shapes, *tiny, "--epochs", 1, "--noplots", "--workers", workers, "--noval"]
+        assert command("train", *arguments, "--name", f"w{workers}").code == 0
+    weights = [torch.load(f"runs/train/w{n}/weights/last.pt", weights_only=True)["model"] for n in (0, 2)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_weights_of_other_classes_start_the_class_layer_anew(command, trained, shapes, tiny, tmp_path):
+    text = shapes.read_text().replace("circle", "disc").replace("path: .", f"path: {shapes.parent}")
+    (tmp_path / "other.yaml").write_text(text)
+    start = trained / "weights" / "best.pt"
+    arguments = ["--data", "other.yaml", *tiny[2:], "--epochs", 1, "--noplots", "--weights", start]
+    result = command("train", *arguments, "--freeze", "neck")
+    assert result.code == 0
+    assert "head.cls_outputs.0.weight" in result.out and "6 start anew" in result.out
+    before = torch.load(start, weights_only=True)["ema"]
+    after = torch.load("runs/train/exp/weights/last.pt", weights_only=True)["model"]
+    frozen = [name for name in before if name.startswith(("backbone", "neck"))]
+    assert frozen and all(torch.equal(before[name], after[name]) for name in frozen)
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("head.box"))
+
+
+def test_flags_of_yolov5_are_answered(command, shapes, tiny):
+    asked = ["--quad", "--cache", "ram", "--image-weights", "--cos-lr", "--noval", "--label-smoothing", "0.1"]
+    result = command("train", "--data", shapes, *tiny, "--epochs", 1, "--noplots", *asked)
+    assert result.code == 0
+    for flag in ("--quad", "--cache", "--image-weights", "--label-smoothing"):
+        assert f"{flag} is not needed: " in result.err
+
+
+@pytest.mark.parametrize(
+    ("epoch", "best", "patience", "stale"), [(5, 3, 2, True), (4, 3, 2, False), (9, 1, 0, False)]
+)
+def test_early_stopping(epoch, best, patience, stale):
+    state = TrainState(None, None, None, None, epoch=epoch, best={"AP": 0.1, "epoch": best})
+    assert gone_stale(state, patience) is stale
+
+
+def test_golden_losses():
+    golden = json.loads(PATH.read_text())
+    rows = golden_losses()
+    for step, (now, then) in enumerate(zip(rows, golden["losses"], strict=True)):
+        tolerance = 1e-4 if step < 5 else 0.05
+        for name, value in then.items():
+            assert now[name] == pytest.approx(value, rel=tolerance), (step, name, golden["torch"])
+
+
+def test_overfits_one_batch():
+    values = overfit(150)
+    assert values["AP"] >= 0.90 and values["AP50"] >= 0.99
+
+
+@pytest.mark.slow
+def test_two_processes_train(shapes, tiny, tmp_path):
+    arguments = ["--data", str(shapes), *tiny, "--epochs", "2", "--noplots", "--project", str(tmp_path)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "train.py")]
+    subprocess.run([*launch, *arguments, "--device", "cpu"], check=True, timeout=300, cwd=ROOT)
+    assert len(read_rows(tmp_path / "exp")) == 2
