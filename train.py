@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.index import Index, load_split
-from data.loader import make_train_loader, make_val_loader
+from data.loader import batches, make_train_loader, make_val_loader
 from data.shapes import ensure_shapes
 from data.spec import DataSpec, find_data_yaml, load_data_spec
 from data.yolo import format_report
@@ -119,7 +119,7 @@ def train_epoch(model: nn.Module, state: TrainState, loader: DataLoader, cfg: Co
     warmup = warmup_steps(cfg.train, steps, len(loader))
     sums, shown, grad_norm = torch.zeros(4, device=device), DelayedValues(), torch.zeros((), device=device)
     name, start, waited = f"{state.epoch + 1}/{cfg.train.epochs}", time.perf_counter(), 0.0
-    bar = tqdm(loader, desc=table_line(name, [], ""), leave=False, disable=None)
+    bar = tqdm(batches(loader), total=len(loader), desc=table_line(name, [], ""), leave=False, disable=None)
     asked = start
     for number, batch in enumerate(bar, 1):
         waited += time.perf_counter() - asked
@@ -223,7 +223,7 @@ def describe(settings: Resolved, model, data: Data, folder: Path, *, steps: int,
     index, names = data.index, data.spec.names
     sizes = np.repeat(index.sizes, np.diff(index.offsets), axis=0)
     plot_labels(folder / "labels.jpg", labels=index.labels, boxes=index.boxes, sizes=sizes, names=names)
-    batch = next(iter(data.train))
+    batch = next(batches(data.train))
     boxes = [boxes[valid] for boxes, valid in zip(batch.truth.boxes, batch.truth.valid, strict=True)]
     labels = [labels[valid] for labels, valid in zip(batch.truth.labels, batch.truth.valid, strict=True)]
     save_grid(folder / "train_batch0.jpg", batch.images, boxes, labels, names=names)

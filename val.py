@@ -13,9 +13,9 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.index import Index, load_split
+from data.index import Index, load_split, path_of
 from data.letterbox import restore
-from data.loader import make_val_loader
+from data.loader import batches, make_val_loader
 from data.shapes import ensure_shapes
 from data.spec import DataSpec, find_data_yaml, load_data_spec
 from inference import load_detector
@@ -46,7 +46,7 @@ def evaluate(
     rows, clock = [np.zeros((0, 7))], {"load": 0.0, "forward": 0.0, "postprocess": 0.0}
     start = time.perf_counter()
     with torch.inference_mode():
-        for batch in tqdm(loader, desc="validating", leave=False, disable=None):
+        for batch in tqdm(batches(loader), total=len(loader), desc="validating", leave=False, disable=None):
             loaded = time.perf_counter()
             pred = model(batch.images.to(device, non_blocking=True))
             _wait(device)
@@ -77,8 +77,8 @@ def ground_truth_of(index: Index, spec: DataSpec) -> dict:
 
 def save_val_pictures(folder: Path, model: Detector, loader: DataLoader, names, *, cfg: ValConfig) -> None:
     """val_batch0_labels.jpg and val_batch0_pred.jpg: the first batch with its truths and its detections."""
-    batch = next(iter(loader))
-    titles = [Path(str(loader.dataset.index.paths[picture].decode())).name for picture in batch.pictures]
+    batch = next(batches(loader))
+    titles = [path_of(loader.dataset.index, picture).name for picture in batch.pictures]
     device = next(model.parameters()).device
     with torch.inference_mode():
         pred = model(batch.images.to(device))

@@ -1,5 +1,6 @@
 """Pictures and boxes of one split as batches. B images, M padded truths; boxes xyxy in input pixels."""
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from data.letterbox import Letterbox, apply_letterbox, plan_letterbox
 from data.plan import Planner
 from data.render import render, render_boxes
 from utils.config import AugmentConfig
+from utils.errors import UserError
 from utils.structures import Targets
 
 
@@ -38,15 +40,35 @@ class Batch(NamedTuple):
     letterboxes: list[Letterbox | None]
 
 
-class TrainSet(Dataset):
+class PictureSet(Dataset, ABC):
+    """What both sets share: in place of a picture that cannot be read stands the ``UserError`` that says so.
+
+    Raised inside a worker it would arrive wrapped in that process's traceback; ``data.loader.batches`` raises
+    it.
+    """
+
+    index: Index
+
+    def __getitem__(self, item: tuple) -> Sample | UserError:
+        try:
+            return self.sample(*item)
+        except UserError as error:
+            return error
+
+    @abstractmethod
+    def sample(self, *item) -> Sample:
+        """The picture and its truth."""
+
+
+class TrainSet(PictureSet):
     """Augmented pictures; an item is (epoch, position in the epoch's permutation, mosaic or not)."""
 
     def __init__(self, index: Index, planner: Planner, cfg: AugmentConfig):
         self.index, self.planner, self.cfg = index, planner, cfg
         self._decoded = _DecodedPictures(index, capacity=planner.group)
 
-    def __getitem__(self, item: tuple[int, int, bool]) -> Sample:
-        epoch, position, mosaic = item
+    def sample(self, epoch: int, position: int, mosaic: bool) -> Sample:
+        """The picture planned for a position of an epoch."""
         plan = self.planner.plan(epoch, position, mosaic=mosaic)
         image = render(plan, self._decoded)
         boxes, labels, ignore = render_boxes(
@@ -56,14 +78,14 @@ class TrainSet(Dataset):
         return Sample(image, boxes, labels, ignore, int(order[position % len(order)]), None)
 
 
-class ValSet(Dataset):
+class ValSet(PictureSet):
     """Letterboxed pictures, each once; an item is (picture, shape of the input)."""
 
     def __init__(self, index: Index):
         self.index = index
 
-    def __getitem__(self, item: tuple[int, tuple[int, int]]) -> Sample:
-        picture, shape = item
+    def sample(self, picture: int, shape: tuple[int, int]) -> Sample:
+        """One picture, fitted into ``shape``."""
         pixels = decode_image(path_of(self.index, picture))
         letterbox = plan_letterbox(pixels.shape[:2], shape)
         rows = slice(self.index.offsets[picture], self.index.offsets[picture + 1])
@@ -72,8 +94,14 @@ class ValSet(Dataset):
         return Sample(image, boxes, self.index.labels[rows], self.index.ignore[rows], picture, letterbox)
 
 
-def collate(samples: list[Sample]) -> Batch:
-    """Samples of one size -> a batch, truths padded to the largest count, at least 1, with unit boxes."""
+def collate(samples: list[Sample | UserError]) -> Batch | UserError:
+    """Samples of one size -> a batch, truths padded to the largest count, at least 1, with unit boxes.
+
+    The first error among them, if there is one, instead.
+    """
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
     images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
     most = max(1, *(len(sample.labels) for sample in samples))
     boxes = np.tile(np.array((0, 0, 1, 1), np.float32), (len(samples), most, 1))

@@ -32,7 +32,7 @@ from utils.errors import DATA, UserError
 
 THREADS = 8  # they wait for the disk
 CHUNK = 256  # pictures a task
-MAX_ID_DIGITS = 18  # int64
+MAX_ID_DIGITS = 15  # evaluators hold ids as float64, exact to 2^53
 SHOWN_FOLDERS = 10
 
 

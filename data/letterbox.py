@@ -87,11 +87,13 @@ def apply_letterbox(picture: np.ndarray, letterbox: Letterbox) -> np.ndarray:
 def restore(detections: Detections, letterbox: Letterbox) -> Detections:
     """Detections in input pixels -> in pixels of the original picture, clipped to it, on the CPU."""
     boxes = letterbox.inverse(detections.boxes.double().cpu().numpy())
-    sigma = detections.sigma.double().cpu().numpy() / np.tile(letterbox.scale, 2)
+    sigma = detections.sigma
+    if sigma is not None:
+        sigma = torch.from_numpy(sigma.double().cpu().numpy() / np.tile(letterbox.scale, 2)).float()
     return Detections(
         torch.from_numpy(boxes).float(),
         detections.scores.cpu(),
         detections.labels.cpu(),
-        torch.from_numpy(sigma).float(),
+        sigma,
         letterbox.size,
     )

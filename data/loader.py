@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
-from data.dataset import TrainSet, ValSet, collate
+from data.dataset import Batch, TrainSet, ValSet, collate
 from data.index import Index
 from data.letterbox import input_shape, rect_shape
 from data.plan import Planner
@@ -86,9 +86,21 @@ def make_val_loader(index: Index, cfg: Config, *, pin: bool) -> DataLoader:
     return _make_loader(ValSet(index), sampler, cfg.data.workers, pin=pin)
 
 
+def batches(loader: DataLoader) -> Iterator[Batch]:
+    """The loader's batches; a picture that cannot be read ends them with its own ``UserError``.
+
+    Raised inside a worker it would arrive wrapped in that process's traceback, so it travels as a value.
+    """
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
 def choose_workers(asked: int | None, batches: int) -> int:
     """Worker processes: as asked, else one for each core left beside the training process, at most 8."""
-    return asked if asked is not None else max(0, min(8, (os.cpu_count() or 1) - 1, batches))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked if asked is not None else max(0, min(8, cores - 1, batches))
 
 
 def _make_loader(dataset: TrainSet | ValSet, sampler: Sampler, asked: int | None, *, pin: bool) -> DataLoader:

@@ -36,7 +36,7 @@ def render_boxes(
         cut = moved.clip(tile.place[:2] * 2, tile.place[2:] * 2)
         sides = cut[:, 2:] - cut[:, :2]
         whole = np.prod(moved[:, 2:] - moved[:, :2], 1)
-        keep = (sides.min(1, initial=np.inf) >= min_side) & (sides.prod(1) >= min_visible * whole)
+        keep = (sides.min(1, initial=np.inf) >= max(min_side, 1e-3)) & (sides.prod(1) >= min_visible * whole)
         boxes.append(cut[keep])
         rows.append(numbers[keep])
     row = np.concatenate(rows)

@@ -34,7 +34,7 @@ def test_run_folder_holds_what_the_readme_promises(trained):
     wanted = "epoch train/quality train/box train/dfl metrics/AP metrics/AP50 metrics/AP75 metrics/precision"
     assert {*wanted.split(), "metrics/recall", "lr", "seconds"} <= rows[0].keys()
     assert all(np.isfinite(float(value)) for row in rows for value in row.values())
-    assert float(rows[-1]["train/box"]) < float(rows[0]["train/box"])
+    assert float(rows[-1]["train/quality"]) < float(rows[0]["train/quality"])
     config = config_from_plain(read_yaml(trained / "config.yaml"))
     assert (config.train.epochs, config.data.imgsz) == (4, 96)
 

@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from utils.config import Resolved
-from utils.config_files import load_config
+from utils.config import Resolved, config_to_plain
+from utils.config_files import config_from_plain, load_config
 from utils.errors import UserError
 from utils.training.checkpoint import load_checkpoint
 
@@ -151,7 +151,8 @@ def given_settings(args: argparse.Namespace) -> dict[str, tuple[str, object]]:
     for name, key in SETTINGS.items():
         value = getattr(args, name, None)
         if value is not None:
-            found[key] = (f"--{name.replace('_', '-')}", value)
+            flag = {"cosine": "cos-lr", "linear": "linear-lr"}[value] if name == "schedule" else name
+            found[key] = (f"--{flag.replace('_', '-')}", value)
     return found
 
 
@@ -204,7 +205,8 @@ def resolve_training(args: argparse.Namespace) -> Resolved:
     """
     demo, flags = args.data is None, {}
     if args.weights and not args.cfg:
-        model = load_checkpoint(args.weights)["config"]["model"]
+        trained = config_from_plain(load_checkpoint(args.weights)["config"], where=args.weights)
+        model = config_to_plain(trained)["model"]
         flags |= {f"model.{key}": (args.weights, value) for key, value in model.items()}
     if demo:
         flags["data.imgsz"] = ("demo", DEMO_IMGSZ)

@@ -50,6 +50,8 @@ def _keep_best(scores: Tensor, ltrb_logits: Tensor, pred: Predictions, limits: t
     place, score = place[order[:MAX_CANDIDATES]], score[:MAX_CANDIDATES]
     point, label = place // num_classes, place % num_classes
     boxes = ltrb_to_boxes(integral(ltrb_logits[point]), pred.points[point], pred.strides[point])
-    keep = batched_nms(boxes, score, label * (not agnostic), iou)[:max_det]
+    # batched_nms sets classes apart by adding to the coordinates: right only from 0 up, and exact in float64
+    apart = (boxes - boxes.amin()).double() if len(boxes) else boxes
+    keep = batched_nms(apart, score.to(apart.dtype), label * (not agnostic), iou)[:max_det]
     sigma = side_sigma(ltrb_logits[point[keep]]) * pred.strides[point[keep]]
     return Detections(boxes[keep], score[keep], label[keep], sigma, (0, 0))

@@ -192,6 +192,6 @@ def test_input_size_is_rounded_up_to_the_stride(indexes, capsys):
 def test_choose_workers(monkeypatch):
     assert choose_workers(0, 100) == 0
     assert choose_workers(5, 1) == 5
-    for cores, batches, expected in ((1, 100, 0), (4, 100, 3), (64, 100, 8), (64, 3, 3), (None, 9, 0)):
-        monkeypatch.setattr(data.loader.os, "cpu_count", lambda cores=cores: cores)
+    for cores, batches, expected in ((1, 100, 0), (4, 100, 3), (64, 100, 8), (64, 3, 3)):
+        monkeypatch.setattr(data.loader.os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
         assert choose_workers(None, batches) == expected

@@ -240,7 +240,6 @@ def test_boxes_out_of_view_are_dropped(min_visible, min_side):
     assert kept(boxes, min_visible=min_visible, min_side=min_side).keys() == {3}
 
 
-@pytest.mark.xfail(strict=True, reason="render_boxes keeps boxes of no area where both limits are 0")
 def test_boxes_out_of_view_are_dropped_without_limits():
     assert kept([(0, 0, 10, 10), (30, 10, 40, 20)], min_visible=0, min_side=0).keys() == {1}
 

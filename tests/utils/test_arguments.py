@@ -280,7 +280,6 @@ def test_weights_that_are_none(tmp_path):
     assert "not found" in refusal(f"--weights {tmp_path}/yolov5s.pt")
 
 
-@pytest.mark.xfail(strict=True, reason="resolve_training trusts the file's config")
 @pytest.mark.parametrize("config", [{}, [], None, {"model": None}])
 def test_weights_without_a_model_section(tmp_path, config):
     save_checkpoint(tmp_path / "x.pt", {"ema": {}, "config": config, "names": ["a"]})

@@ -201,9 +201,6 @@ def test_suppression_by_hand():
     assert len(postprocess(other, conf=0.2, iou=0.59, max_det=10, agnostic=True)[0].scores) == 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="batched_nms shifts classes by the largest coordinate: none may be negative"
-)
 def test_classes_stay_apart_where_boxes_reach_out_of_the_picture():
     # Class 0: (160, 160, 640, 640). Class 1: (-476, -476, 4, 4), which shares no pixel with it. Shifted by
     # the largest coordinate + 1 = 641 it lies at (165, 165, 645, 645): IoU 0.96.

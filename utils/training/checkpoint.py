@@ -43,6 +43,10 @@ def load_checkpoint(path: str | Path, *, key: str = "ema") -> dict[str, Any]:
     if not isinstance(content, dict) or not {"schema", "ema", "config", "names"} <= content.keys():
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path} is no ltrb checkpoint (it holds: {keys}). {_REMEDY}")
+    if not _is_sound(content):
+        raise UserError(
+            f"{path} is damaged: its configuration, names or tensors are not of their types. {_REMEDY}"
+        )
     if key not in content:
         raise UserError(f"{path} holds no {key}: only last.pt can be resumed; best.pt is for --weights")
     if content["schema"] != SCHEMA:
@@ -58,6 +62,20 @@ def find_latest(project: str | Path) -> Path:
     return found[-1]
 
 
+def _is_sound(content: dict[str, Any]) -> bool:
+    """Whether the parts that every checkpoint holds are of their types."""
+    config, names, tensors = content["config"], content["names"], content["ema"]
+    return (
+        isinstance(config, dict)
+        and "model" in config
+        and all(isinstance(section, dict) for section in config.values())
+        and isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and isinstance(tensors, dict)
+        and all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
+    )
+
+
 _REMEDY = (
     "ltrb starts from its own checkpoints only (runs/train/*/weights/best.pt); "
     "use --weights '' to train from scratch"
@@ -65,7 +83,10 @@ _REMEDY = (
 
 
 def _explain(path: Path) -> str:
-    head = path.read_bytes()[:4]
+    try:
+        head = path.read_bytes()[:4]
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
     if not head:
         return f"{path} is empty: the file was cut off when it was copied or written. {_REMEDY}"
     if head[:2] in (b"PK", b"\x80\x02"):

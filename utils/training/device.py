@@ -19,7 +19,7 @@ def select_device(asked: str, *, command: str = "train.py") -> torch.device:
         torch.cuda.set_device(device)
         return device
     if "," in name:
-        numbers = [part for part in name.split(",") if part.strip()]
+        numbers = [part.strip() for part in name.split(",") if part.strip()]
         line = (
             f"CUDA_VISIBLE_DEVICES={','.join(numbers)} torchrun --nproc_per_node {len(numbers)} {command} ..."
         )

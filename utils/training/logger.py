@@ -62,9 +62,9 @@ class ResultsLog:
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append one epoch; a missing column stays empty."""
-        fresh = not self.path.exists()
+        fresh = not self.path.exists() or self.path.stat().st_size == 0
         with open(self.path, "a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             if fresh:
                 writer.writeheader()
             writer.writerow({key: repr(value) for key, value in row.items()})

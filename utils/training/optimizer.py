@@ -17,7 +17,10 @@ def freeze(model: nn.Module, what: int | str) -> int:
     parts = [*backbone, neck]
     count = {"backbone": len(backbone), "neck": len(parts)}.get(what, what)
     if count > len(parts):
-        raise UserError(f"--freeze {what}: this model has {len(parts)} parts to freeze (0 to {len(parts)})")
+        raise UserError(
+            f"--freeze {what}: this model has {len(parts)} parts to freeze (0 to {len(parts)}), "
+            "the stem first; YOLOv5's --freeze 10 is --freeze backbone here"
+        )
     frozen = [parameter for part in parts[:count] for parameter in part.parameters()]
     for parameter in frozen:
         parameter.requires_grad_(False)
@@ -29,7 +32,7 @@ def frozen_norms(model: nn.Module) -> list[nn.Module]:
     return [
         module
         for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad
     ]
 
 
@@ -42,4 +45,4 @@ def build_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer
     ]
     if cfg.optimizer == "AdamW":
         return torch.optim.AdamW(groups, lr=cfg.lr, fused=True)
-    return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=True, fused=True)
+    return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0, fused=True)

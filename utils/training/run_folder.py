@@ -3,16 +3,22 @@
 import itertools
 from pathlib import Path
 
+from utils.errors import UserError
+
 
 def make_run_folder(project: str | Path, name: str, *, exist_ok: bool = False) -> Path:
     """Create and return the first free folder of ``name``, ``name2``, ...; ``exist_ok`` takes ``name`` as is.
 
     The folder is created in the same moment it is found free, so two runs never share one.
     """
+    try:
+        Path(project).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--project {project}: no folder can be made there ({error.strerror})") from error
     for number in itertools.count(1):
         folder = Path(project) / (name if number == 1 else f"{name}{number}")
         try:
-            folder.mkdir(parents=True, exist_ok=exist_ok)
+            folder.mkdir(exist_ok=exist_ok)
         except FileExistsError:
             continue
         return folder

@@ -81,7 +81,6 @@ def test_the_line_names_the_devices(gpus):
     assert "CUDA_VISIBLE_DEVICES=2,5,7 torchrun --nproc_per_node 3 train.py" in refusal("2,5,7")
 
 
-@pytest.mark.xfail(strict=True, reason="the blanks of '0, 1' stay in the line to type, which no shell takes")
 def test_the_line_has_no_blanks_in_the_list(gpus):
     gpus(2)
     assert "CUDA_VISIBLE_DEVICES=0,1 torchrun" in refusal("0, 1")

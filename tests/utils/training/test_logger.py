@@ -90,7 +90,6 @@ def test_a_new_run_in_an_old_folder_starts_over(tmp_path):
     assert [float(found["lr"]) for found in read(tmp_path)] == [5]
 
 
-@pytest.mark.xfail(strict=True, reason="rows kept by a resumed run end in LF, all others in CRLF")
 def test_a_resumed_run_leaves_the_kept_rows_as_they_are(tmp_path):
     log = ResultsLog(tmp_path)
     for epoch in (1, 2, 3):
@@ -110,7 +109,6 @@ def test_a_row_cut_off_by_a_crash_is_written_again(tmp_path):
     assert float(read(tmp_path)[1]["seconds"]) == 12.34
 
 
-@pytest.mark.xfail(strict=True, reason="an empty results.csv gets no header")
 def test_an_empty_file_gets_its_header(tmp_path):
     (tmp_path / "results.csv").write_bytes(b"")
     ResultsLog(tmp_path).write(row(1))

@@ -73,7 +73,6 @@ def test_statistics_of_frozen_parts_do_not_drift(model):
     assert changed == {name for name in before if not name.startswith("backbone.")}
 
 
-@pytest.mark.xfail(strict=True, reason="frozen_norms looks for BatchNorm2d: SyncBatchNorm is none")
 def test_frozen_norms_are_found_after_conversion_to_sync_bn(model):
     freeze(model, "backbone")
     count = len(frozen_norms(model))
@@ -121,6 +120,5 @@ def test_sgd_has_momentum():
     assert {(group["momentum"], group["nesterov"]) for group in optimizer.param_groups} == {(0.8, True)}
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="Nesterov needs a momentum, the schema allows 0")
 def test_sgd_without_momentum():
     build_optimizer(nn.Linear(2, 2), TrainConfig(optimizer="SGD", momentum=0.0))

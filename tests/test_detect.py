@@ -1,0 +1,115 @@
+"""detect.py and inference: boxes in the picture's own pixels, files, sources, unreadable pictures."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from data.images import decode_image
+from detect import folder_name
+from inference import load_detector
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def best(trained) -> Path:
+    return trained / "weights" / "best.pt"
+
+
+@pytest.fixture(scope="module")
+def pictures(shapes) -> list[Path]:
+    return sorted((shapes.parent / "images" / "val").glob("*.jpg"))
+
+
+LOW = ("--conf-thres", 0.005)  # four epochs learn little: low enough to find something
+
+
+def test_writes_pictures_labels_and_crops(command, best, pictures):
+    result = command(
+        "detect",
+        "--weights",
+        best,
+        "--source",
+        pictures[0].parent,
+        "--save-txt",
+        "--save-conf",
+        "--save-crop",
+        *LOW,
+    )
+    assert result.code == 0 and "results: runs/detect/exp" in result.out
+    detector = load_detector(best)
+    total = 0
+    for path in pictures:
+        drawn, original = decode_image(f"runs/detect/exp/{path.name}"), decode_image(path)
+        assert drawn.shape == original.shape
+        rows = np.loadtxt(f"runs/detect/exp/labels/{path.stem}.txt", ndmin=2).reshape(-1, 6)
+        found = detector(path, conf=0.005)
+        assert len(rows) == len(found.boxes)
+        height, width = original.shape[:2]
+        centre, half = rows[:, 1:3], rows[:, 3:5] / 2
+        corners = np.concatenate((centre - half, centre + half), 1) * [width, height, width, height]
+        np.testing.assert_allclose(corners, found.boxes.numpy(), atol=1e-3 * max(width, height) + 1e-2)
+        np.testing.assert_allclose(rows[:, 5], found.scores.numpy(), atol=1e-6)
+        total += len(rows)
+    assert total > 0
+    assert len(list(Path("runs/detect/exp/crops").rglob("*.jpg"))) == total
+
+
+def test_loaded_detector_returns_boxes_in_the_picture(best, pictures):
+    detector = load_detector(best)
+    picture = cv2.resize(decode_image(pictures[0]), (333, 517))
+    found = detector(picture, conf=0.001)
+    assert found.size == (517, 333)
+    assert found.boxes.shape == (len(found.scores), 4) == found.sigma.shape
+    assert (found.boxes[:, :2] <= found.boxes[:, 2:]).all() and (found.boxes >= 0).all()
+    assert (found.boxes <= torch.tensor([333, 517, 333, 517])).all() and (found.sigma > 0).all()
+    assert (found.scores[:-1] >= found.scores[1:]).all() and len(found.scores) <= 300
+    only = detector(picture, conf=0.001, classes=[2])
+    assert set(only.labels.tolist()) <= {2}
+    assert len(detector(picture, conf=0.999).boxes) == 0
+
+
+def test_hub_loads_without_a_network(best, pictures):
+    detector = torch.hub.load(str(ROOT), "detector", str(best), source="local")
+    assert detector(pictures[0]).size == decode_image(pictures[0]).shape[:2]
+
+
+def test_unreadable_pictures_are_skipped_and_the_exit_code_says_so(command, best, pictures, tmp_path):
+    data = pictures[0].read_bytes()
+    Path("in/deep").mkdir(parents=True)
+    Path("in/good.jpg").write_bytes(data)
+    Path("in/deep/good.jpg").write_bytes(data)
+    Path("in/cut.jpg").write_bytes(data[: len(data) // 2])
+    Path("in/empty.png").write_bytes(b"")
+    result = command("detect", "--weights", best, "--source", "in", *LOW)
+    assert result.code == 4 and "2 pictures done, 2 skipped" in result.out
+    assert "cut.jpg" in result.err and "empty.png" in result.err and "Traceback" not in result.err
+    assert {path.name for path in Path("runs/detect/exp").iterdir()} == {"good.jpg", "good_2.jpg"}
+
+
+def test_sources(command, best, pictures):
+    folder = pictures[0].parent
+    Path("list.txt").write_text(f"{pictures[0]}\n\n{pictures[1]}\n")
+    for source, count in ((pictures[0], 1), (folder / "00000[12].jpg", 2), ("list.txt", 2), (folder, 6)):
+        result = command("detect", "--weights", best, "--source", source, "--nosave")
+        assert result.code == 0 and f"{count} pictures done" in result.out
+    assert not list(Path("runs/detect").rglob("*.jpg"))
+    result = command("detect", "--weights", best, "--source", "nowhere/*.jpg")
+    assert result.code == 4 and "nowhere/*.jpg" in result.err and "working directory" in result.err
+
+
+def test_classes_must_exist(command, best, pictures):
+    result = command("detect", "--weights", best, "--source", pictures[0], "--classes", 1, 9)
+    assert result.code == 2 and "--classes 9" in result.err and "1 triangle" in result.err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("cat", "cat"), ("../../etc", "_.._etc"), ("a/b\x1b[0m", "a_b__0m"), ("...", "class")],
+)
+def test_class_names_never_leave_the_folder(name, folder):
+    assert folder_name(name) == folder
