@@ -61,6 +61,9 @@ def main() -> None:
         last = find_latest(args.project) if args.resume == "latest" else Path(args.resume)
         content = load_checkpoint(last, key="optimizer")
         settings = Resolved(config_from_plain(content["config"], where=str(last)), content["origins"])
+        print(
+            f"resuming {last} after epoch {content['epoch']}, with its own configuration: other flags do not count"
+        )
     else:
         settings = resolve_training(args)
     device = select_device(args.device)

@@ -26,7 +26,7 @@ SETTINGS = {  # attribute of the parsed flags -> dotted key
     "val_every": "train.val_every",
     "evaluator": "val.evaluator",
 }
-REPLACED = {  # YOLOv5's other training flags: what to use instead, and why
+REPLACED_IN_TRAIN = {  # YOLOv5's other flags: what to use instead, and why
     "--cache": "pictures are decoded once for each group of a batch; a memory-mapped cache is not there yet",
     "--multi-scale": "augment.scale already changes the size of the objects; the input keeps one size",
     "--label-smoothing": "the class target is the IoU of the box, which is soft already",
@@ -40,6 +40,19 @@ REPLACED = {  # YOLOv5's other training flags: what to use instead, and why
     "--bbox_interval": "pictures with boxes are written at the end of the run",
     "--artifact_alias": "nothing is ever uploaded",
     "--local_rank": "torchrun tells each process its rank by itself",
+}
+
+
+REPLACED_IN_USE = {  # those of val.py and detect.py
+    "--half": "float32 is used, so that results do not depend on the device",
+    "--augment": "one pass over each picture; there is no test-time augmentation",
+    "--dnn": "PyTorch computes the network",
+    "--verbose": "every class is always listed",
+    "--save-hybrid": "predictions and labels are written apart",
+    "--view-img": "open the pictures in the results folder",
+    "--visualize": "feature maps are not drawn",
+    "--update": "checkpoints hold no optimiser to strip but last.pt, which needs it to resume",
+    "--vid-stride": "pictures only; extract the frames of a video first",
 }
 
 
@@ -87,8 +100,7 @@ def train_parser() -> argparse.ArgumentParser:
     add("--single-cls", action="store_true", default=None, help="treat all classes as one")
     add("--sync-bn", action="store_true", help="batch normalisation over all GPUs")
     add_set(parser)
-    for flag, why in REPLACED.items():
-        add(flag, nargs="*", action=_Replaced, why=why, help=argparse.SUPPRESS)
+    _add_replaced(parser, REPLACED_IN_TRAIN)
     return parser
 
 
@@ -114,6 +126,7 @@ def val_parser() -> argparse.ArgumentParser:
     add("--exist-ok", action="store_true")
     add("--noplots", action="store_true")
     add_set(parser)
+    _add_replaced(parser, REPLACED_IN_USE)
     return parser
 
 
@@ -142,6 +155,7 @@ def detect_parser() -> argparse.ArgumentParser:
     add("--project", default="runs/detect", metavar="DIR")
     add("--name", default="exp")
     add("--exist-ok", action="store_true")
+    _add_replaced(parser, REPLACED_IN_USE)
     return parser
 
 
@@ -159,6 +173,11 @@ def given_settings(args: argparse.Namespace) -> dict[str, tuple[str, object]]:
 def add_set(parser: argparse.ArgumentParser) -> None:
     """``--set section.key=value``, repeatable."""
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
+
+
+def _add_replaced(parser: argparse.ArgumentParser, flags: dict[str, str]) -> None:
+    for flag, why in flags.items():
+        parser.add_argument(flag, nargs="*", action=_Replaced, why=why, help=argparse.SUPPRESS)
 
 
 def _add_imgsz(parser: argparse.ArgumentParser) -> None:

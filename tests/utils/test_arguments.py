@@ -5,7 +5,7 @@ import torch
 
 from utils.arguments import (
     DEMO_IMGSZ,
-    REPLACED,
+    REPLACED_IN_TRAIN,
     SETTINGS,
     detect_parser,
     given_settings,
@@ -110,7 +110,7 @@ def test_weights_are_needed(parser, capsys):
     assert "--weights" in usage_error(parser, "", capsys)
 
 
-@pytest.mark.parametrize("flag", sorted(REPLACED))
+@pytest.mark.parametrize("flag", sorted(REPLACED_IN_TRAIN))
 @pytest.mark.parametrize("value", ["", " 5", " ram"])
 def test_replaced_flags_print_one_line_and_the_run_goes_on(flag, value, capsys):
     args = train(f"{flag}{value} --epochs 3")
@@ -118,14 +118,14 @@ def test_replaced_flags_print_one_line_and_the_run_goes_on(flag, value, capsys):
     assert args.epochs == 3
     assert printed.out == ""
     (line,) = printed.err.splitlines()
-    assert line == f"{flag} is not needed: {REPLACED[flag]}"
+    assert line == f"{flag} is not needed: {REPLACED_IN_TRAIN[flag]}"
 
 
 def test_replaced_flags_change_no_setting(capsys):
     plain = resolve("--data x.yaml")
-    flags = " ".join(f"{flag} 1" for flag in REPLACED)
+    flags = " ".join(f"{flag} 1" for flag in REPLACED_IN_TRAIN)
     assert resolve(f"--data x.yaml {flags}") == plain
-    assert len(capsys.readouterr().err.splitlines()) == len(REPLACED)
+    assert len(capsys.readouterr().err.splitlines()) == len(REPLACED_IN_TRAIN)
 
 
 def test_replaced_flags_are_not_in_the_help(capsys):
@@ -133,7 +133,7 @@ def test_replaced_flags_are_not_in_the_help(capsys):
         train("--help")
     assert end.value.code == 0
     text = capsys.readouterr().out
-    assert not any(f" {flag} " in text for flag in REPLACED)
+    assert not any(f" {flag} " in text for flag in REPLACED_IN_TRAIN)
     assert "--batch-size" in text and "--set KEY=VALUE" in text
 
 
