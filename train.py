@@ -61,9 +61,7 @@ def main() -> None:
         last = find_latest(args.project) if args.resume == "latest" else Path(args.resume)
         content = load_checkpoint(last, key="optimizer")
         settings = Resolved(config_from_plain(content["config"], where=str(last)), content["origins"])
-        print(
-            f"resuming {last} after epoch {content['epoch']}, with its own configuration: other flags do not count"
-        )
+        print(f"resuming {last} after epoch {content['epoch']}; its own configuration holds, not other flags")
     else:
         settings = resolve_training(args)
     device = select_device(args.device)

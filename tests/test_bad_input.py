@@ -1,4 +1,4 @@
-"""Bad input of the commands: a message with place and remedy, the exit code, nothing written, no traceback."""
+"""Bad input of the commands: a message with place and remedy, an exit code, no traceback, no file."""
 
 import pickle
 import re

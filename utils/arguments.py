@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from utils.config import Resolved, config_to_plain
+from utils.config import SECTIONS, Resolved, config_to_plain
 from utils.config_files import config_from_plain, load_config
 from utils.errors import UserError
 from utils.training.checkpoint import load_checkpoint
@@ -68,20 +68,20 @@ def train_parser() -> argparse.ArgumentParser:
     add("--loss", metavar="YAML", help="loss and assigner: a name in configs/losses or a file")
     add("--hyp", metavar="YAML", help="recipe: a name in configs/recipes or a file (default: default)")
     add("--weights", default="", metavar="PT", help="start from a checkpoint; '' = from scratch")
-    add("--epochs", type=int)
-    add("--batch-size", type=int, help="pictures per step, over all GPUs")
+    add("--epochs", type=int, metavar="N", help=_about("train.epochs"))
+    add("--batch-size", type=int, metavar="N", help=_about("train.batch_size"))
     _add_imgsz(parser)
     add("--device", default="", help="cpu, 0, or 0,1 under torchrun (default: a GPU if there is one)")
-    add("--workers", type=int, help="loader processes (default: from the cores)")
-    add("--project", default="runs/train", metavar="DIR")
+    add("--workers", type=int, metavar="N", help=_about("data.workers"))
+    add("--project", default="runs/train", metavar="DIR", help="default %(default)s")
     add("--name", default="exp", help="results go to project/name")
     add("--exist-ok", action="store_true", help="write into an existing folder")
     add(
         "--resume", nargs="?", const="latest", metavar="PT", help="go on with the latest or the given last.pt"
     )
-    add("--seed", type=int)
-    add("--optimizer", choices=("AdamW", "SGD"))
-    add("--patience", type=int, help="epochs without a better AP before stopping")
+    add("--seed", type=int, metavar="N", help=_about("train.seed"))
+    add("--optimizer", choices=("AdamW", "SGD"), help=_about("train.optimizer"))
+    add("--patience", type=int, metavar="N", help=_about("train.patience"))
     add("--freeze", type=_int_or_name, nargs="+", metavar="N", help="N parts, backbone or neck do not train")
     add(
         "--cos-lr",
@@ -91,7 +91,7 @@ def train_parser() -> argparse.ArgumentParser:
         help="cosine schedule (the default)",
     )
     add("--linear-lr", dest="schedule", action="store_const", const="linear", help="linear schedule")
-    add("--save-period", type=int, help="also keep a checkpoint every so many epochs")
+    add("--save-period", type=int, metavar="N", help=_about("train.save_period"))
     add("--val-every", type=int, metavar="K", help="validate every K-th epoch and the last")
     add("--noval", action="store_true", help="validate the last epoch only")
     add("--nosave", action="store_true", help="write checkpoints after the last epoch only")
@@ -111,20 +111,25 @@ def val_parser() -> argparse.ArgumentParser:
     add("--weights", required=True, metavar="PT", help="best.pt or last.pt of a run")
     add("--data", metavar="YAML", help="data set (default: that of the training)")
     _add_imgsz(parser)
-    add("--batch-size", type=int)
-    add("--conf-thres", type=float, help="lowest score (default 0.001)")
-    add("--iou-thres", type=float, help="NMS threshold (default 0.65)")
-    add("--max-det", type=int, help="most boxes of a picture (default 300)")
-    add("--task", default="val", choices=("train", "val", "test"), help="split to measure on")
-    add("--device", default="")
-    add("--workers", type=int)
+    add("--batch-size", type=int, metavar="N", help=_about("val.batch_size"))
+    add("--conf-thres", type=float, metavar="X", help=_about("val.conf"))
+    add("--iou-thres", type=float, metavar="X", help=_about("val.iou"))
+    add("--max-det", type=int, metavar="N", help=_about("val.max_det"))
+    add(
+        "--task",
+        default="val",
+        choices=("train", "val", "test"),
+        help="split to measure on (default %(default)s)",
+    )
+    add("--device", default="", help="cpu or 0 (default: a GPU if there is one)")
+    add("--workers", type=int, metavar="N", help=_about("data.workers"))
     add("--rect", action="store_true", default=None, help="pad to a multiple of 32 instead of a square")
     add("--save-json", action="store_true", help="write predictions.json in COCO's result form")
-    add("--evaluator", choices=("hotcoco", "pycocotools"))
-    add("--project", default="runs/val", metavar="DIR")
-    add("--name", default="exp")
-    add("--exist-ok", action="store_true")
-    add("--noplots", action="store_true")
+    add("--evaluator", choices=("hotcoco", "pycocotools"), help=_about("val.evaluator"))
+    add("--project", default="runs/val", metavar="DIR", help="default %(default)s")
+    add("--name", default="exp", help="results go to project/name")
+    add("--exist-ok", action="store_true", help="write into an existing folder")
+    add("--noplots", action="store_true", help="draw no pictures and curves")
     add_set(parser)
     _add_replaced(parser, REPLACED_IN_USE)
     return parser
@@ -137,24 +142,24 @@ def detect_parser() -> argparse.ArgumentParser:
     add("--weights", required=True, metavar="PT", help="best.pt or last.pt of a run")
     add("--source", required=True, help="picture, folder, glob, or list file (.txt)")
     _add_imgsz(parser)
-    add("--conf-thres", type=float, help="lowest score (default: that of the training, 0.25)")
-    add("--iou-thres", type=float, help="NMS threshold (default: that of the training, 0.6)")
-    add("--max-det", type=int, help="most boxes of a picture (default: that of the training, 300)")
-    add("--classes", type=int, nargs="+", help="only these classes, by number")
+    add("--conf-thres", type=float, metavar="X", help=_about("val.detect_conf"))
+    add("--iou-thres", type=float, metavar="X", help=_about("val.detect_iou"))
+    add("--max-det", type=int, metavar="N", help=_about("val.max_det"))
+    add("--classes", type=int, nargs="+", metavar="N", help="only these classes, by number")
     add("--agnostic-nms", action="store_true", help="one box for each object, whatever its class")
-    add("--device", default="")
+    add("--device", default="", help="cpu or 0 (default: a GPU if there is one)")
     add("--rect", action="store_true", help="pad to a multiple of 32 instead of a square")
     add("--save-txt", action="store_true", help="write labels/*.txt in YOLO's form")
     add("--save-conf", action="store_true", help="with the score as sixth column")
     add("--save-crop", action="store_true", help="write each object to crops/<class>/")
     add("--nosave", action="store_true", help="write no pictures")
-    add("--hide-labels", action="store_true")
-    add("--hide-conf", action="store_true")
+    add("--hide-labels", action="store_true", help="boxes without names")
+    add("--hide-conf", action="store_true", help="names without scores")
     add("--show-sigma", action="store_true", help="draw one standard deviation of every box side")
-    add("--line-thickness", type=int, metavar="PX")
-    add("--project", default="runs/detect", metavar="DIR")
-    add("--name", default="exp")
-    add("--exist-ok", action="store_true")
+    add("--line-thickness", type=int, metavar="PX", help="of the boxes (default: from the picture's size)")
+    add("--project", default="runs/detect", metavar="DIR", help="default %(default)s")
+    add("--name", default="exp", help="results go to project/name")
+    add("--exist-ok", action="store_true", help="write into an existing folder")
     _add_replaced(parser, REPLACED_IN_USE)
     return parser
 
@@ -188,8 +193,16 @@ def _add_imgsz(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs="+",
         action=_Size,
-        help="input size, px: one side, or h w",
+        metavar="PX",
+        help="input size: one side, or height and width",
     )
+
+
+def _about(key: str) -> str:
+    """Help of a flag that stands for a setting: the setting's own description and default."""
+    section, name = key.split(".")
+    field = SECTIONS[section].model_fields[name]
+    return f"{field.description} (default {field.default})".replace("%", "%%")
 
 
 def _int_or_name(text: str) -> int | str:
