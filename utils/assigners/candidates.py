@@ -58,8 +58,9 @@ def rank_key(metric: Tensor, distance: Tensor, index: Tensor, num_indices: int) 
     """
     index_bits = max(num_indices - 1, 1).bit_length()
     distance_bits = min(32 - index_bits, 31)
-    near = (1 << distance_bits) - 1 - (_bits(distance) >> (31 - distance_bits))
-    return (_bits(metric) << 32) | (near << index_bits) | (num_indices - 1 - index)
+    near = _bits(distance).bitwise_right_shift_(31 - distance_bits).neg_().add_((1 << distance_bits) - 1)
+    key = _bits(metric).bitwise_left_shift_(32).bitwise_or_(near.bitwise_left_shift_(index_bits))
+    return key.bitwise_or_(num_indices - 1 - index)  # in place: fresh memory is what costs time here
 
 
 def key_index(key: Tensor, num_indices: int) -> Tensor:
@@ -106,14 +107,15 @@ def without_point(owner: Tensor, truth: Targets) -> Tensor:
 
 
 def _bid_for_free_points(owner: Tensor, truth: Targets, levels: Levels, reach: int) -> Tensor:
+    on_cpu = owner.device.type == "cpu"  # where it costs nothing to ask whether anybody is missing
+    if on_cpu and not without_point(owner, truth).any():
+        return owner
     wishes = _nearest_points(truth.boxes, levels, reach)
     num_truths, num_points = truth.labels.shape[1], owner.shape[1]
     order = num_truths - 1 - torch.arange(num_truths, device=owner.device)
     for _ in range(_FALLBACK_ROUNDS):
         missing = without_point(owner, truth)
-        if (
-            owner.device.type == "cpu" and not missing.any()
-        ):  # on a GPU the question costs more than the rounds
+        if on_cpu and not missing.any():
             break
         free = (owner < 0).gather(1, wishes.flatten(1)).view_as(wishes)
         rank = free.cumsum(-1)  # of a free point among the truth's free ones, from 1
@@ -228,4 +230,4 @@ def _starts(levels: Levels):
 
 def _bits(values: Tensor) -> Tensor:
     """The bits of float32 values >= 0 (or -0.0), as int64: they sort as the values do."""
-    return values.float().abs().contiguous().view(torch.int32).long()
+    return values.float().contiguous().view(torch.int32).long().bitwise_and_(0x7FFFFFFF)

@@ -29,16 +29,17 @@ class TaskAlignedAssigner:
         _, num_points, num_classes = scores.shape
         num_truths, reach = truth.labels.shape[1], pred.ltrb_logits.shape[-1] - 1
         candidates = find_candidates(truth, pred.levels, reach)
-        flat = candidates.index.flatten(1)
+        flat = candidates.index.flatten(1)  # in place below: fresh memory is what costs time here
         labels = truth.labels.clamp(min=0).unsqueeze(-1).expand_as(candidates.index)
-        score = scores.flatten(1).gather(1, flat * num_classes + labels.flatten(1)).view_as(candidates.index)
+        cell = (flat * num_classes).add_(labels.flatten(1))
+        score = scores.flatten(1).gather(1, cell).view_as(candidates.index)
         near = boxes.gather(1, flat.unsqueeze(-1).expand(-1, -1, 4)).view(*candidates.index.shape, 4)
-        metric = score.float() ** self.alpha * aligned_iou(near, truth.boxes.unsqueeze(2)) ** self.beta
+        iou = aligned_iou(near, truth.boxes.unsqueeze(2))
+        metric = iou.pow_(self.beta).mul_(score.float().pow_(self.alpha))
 
         num_candidates = metric.shape[-1]
-        key = rank_key(metric, candidates.distance, _arange_like(metric), num_candidates).where(
-            candidates.allowed, -1
-        )
+        key = rank_key(metric, candidates.distance, _arange_like(metric), num_candidates)
+        key.masked_fill_(~candidates.allowed, -1)
         best, place = key.topk(min(self.top_k, num_candidates), sorted=False)
 
         number = _arange_like(truth.labels).unsqueeze(-1)

@@ -25,7 +25,7 @@ def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
 def aligned_iou(first: Tensor, second: Tensor) -> Tensor:
     """(..., 4), (..., 4) -> (...) intersection over union in [0, 1]; 0 where both are empty. Broadcasts."""
     inter = _intersection(first, second)
-    return inter / (box_area(first) + box_area(second) - inter + EPS)
+    return inter / (box_area(first) + (box_area(second) + EPS) - inter)
 
 
 def aligned_ciou(first: Tensor, second: Tensor) -> Tensor:

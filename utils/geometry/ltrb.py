@@ -31,7 +31,8 @@ def integral(ltrb_logits: Tensor) -> Tensor:
     """
     probabilities = ltrb_logits.softmax(-1, dtype=_at_least_float32(ltrb_logits))
     bins = torch.arange(ltrb_logits.shape[-1], device=ltrb_logits.device, dtype=probabilities.dtype)
-    return (probabilities * bins).sum(-1)  # not "@": autocast would compute it in half
+    with torch.autocast(ltrb_logits.device.type, enabled=False):  # which would compute "@" in half
+        return probabilities @ bins
 
 
 def side_sigma(ltrb_logits: Tensor) -> Tensor:

@@ -41,16 +41,18 @@ class _QualityFocalLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, target: Tensor, beta: float) -> Tensor:
-        entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        entropy = functional.softplus(logits).addcmul_(logits, target, value=-1)  # log(1 + e^x) - x y
         score = logits.sigmoid()
         gap = score - target
         factor = gap.square() if beta == 2 else gap.abs().pow(beta)
         # beta |g|^(beta - 2), finite at g = 0, where it meets the factor g
         slope = 2.0 if beta == 2 else beta * gap.abs().clamp(min=1e-12).pow(beta - 2)
         by_target = -(factor * logits + slope * gap * entropy) if ctx.needs_input_grad[1] else None
-        by_logits = score.addcmul_(score, score, value=-1).mul_(entropy).mul_(slope).add_(factor).mul_(gap)
+        steep = score.addcmul_(score, score, value=-1).mul_(entropy).mul_(slope)
+        loss = entropy.mul_(factor)
+        by_logits = gap.mul_(factor.add_(steep))
         ctx.save_for_backward(by_logits, by_target)
-        return entropy.mul_(factor)
+        return loss
 
     @staticmethod
     @once_differentiable
