@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 
 from data.images import decode_image
+from data.letterbox import rounding_note
 from data.spec import SUFFIXES
 from inference import load_detector
-from utils.arguments import detect_parser
+from utils.arguments import DETECT_SETTINGS, detect_parser, resolve_use
 from utils.errors import DATA, OK, UserError, run_main
 from utils.plots.draw import draw_boxes
 from utils.structures import Detections
@@ -22,10 +23,14 @@ from utils.training.run_folder import make_run_folder
 def main() -> int:
     """Command line."""
     args = detect_parser().parse_args()
-    detector = load_detector(args.weights, args.device, imgsz=args.imgsz)
+    detector = load_detector(args.weights, args.device)
+    detector.config = resolve_use(args, detector.config, DETECT_SETTINGS)
     check_classes(args.classes, detector.names)
+    check_line_thickness(args.line_thickness)
     pictures = find_pictures(args.source)
     folder = make_run_folder(args.project, args.name, exist_ok=args.exist_ok)
+    if note := rounding_note(detector.config.data.imgsz, detector.stride):
+        print(note)
     results, unreadable = ResultFolder(folder, detector.names, args), 0
     for path in pictures:
         try:
@@ -34,15 +39,7 @@ def main() -> int:
             print(f"skipped: {error}", file=sys.stderr)
             unreadable += 1
             continue
-        found = detector(
-            picture,
-            conf=args.conf_thres,
-            iou=args.iou_thres,
-            max_det=args.max_det,
-            classes=args.classes,
-            agnostic=args.agnostic_nms,
-            rect=args.rect,
-        )
+        found = detector(picture, classes=args.classes, agnostic=args.agnostic_nms)
         print(f"{path}: {summarise(found, detector.names)}")
         results.write(path, picture, found)
     print(f"{len(pictures) - unreadable} pictures done, {unreadable} skipped; results: {folder}")
@@ -55,8 +52,7 @@ def find_pictures(source: str) -> list[Path]:
     if path.is_dir():
         found = sorted(item for item in path.rglob("*") if item.suffix.lower() in SUFFIXES)
     elif path.suffix.lower() == ".txt" and path.is_file():
-        lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
-        found = [path.parent / line for line in lines if line]  # an absolute line stays as it is
+        found = read_list(path)
     elif path.is_file():
         found = [path]
     else:
@@ -70,12 +66,28 @@ def find_pictures(source: str) -> list[Path]:
     return found
 
 
+def read_list(path: Path) -> list[Path]:
+    """The pictures of a list file, one a line: absolute, or relative to the file's folder."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        text = f"--source {path}: cannot read this as a list of pictures (UTF-8, one path a line): {error}"
+        raise UserError(text, DATA) from error
+    return [path.parent / line for line in map(str.strip, lines) if line]
+
+
 def check_classes(classes: list[int] | None, names: tuple[str, ...]) -> None:
     """Every number of ``--classes`` must be a class of the weights."""
     wrong = [number for number in classes or [] if not 0 <= number < len(names)]
     if wrong:
         known = ", ".join(f"{number} {name}" for number, name in enumerate(names))
         raise UserError(f"--classes {' '.join(map(str, wrong))}: the weights know only {known}")
+
+
+def check_line_thickness(pixels: int | None) -> None:
+    """``--line-thickness`` is at least 1."""
+    if pixels is not None and pixels < 1:
+        raise UserError(f"--line-thickness {pixels}: it must be at least 1 px; use --nosave to draw nothing")
 
 
 def summarise(found: Detections, names: tuple[str, ...]) -> str:

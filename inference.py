@@ -8,6 +8,7 @@ import torch
 from data.images import decode_image
 from data.letterbox import apply_letterbox, input_shape, plan_letterbox, rect_shape, restore
 from models.detector import Detector, build_detector
+from utils.arguments import override
 from utils.config import Config
 from utils.config_files import config_from_plain
 from utils.postprocess import postprocess
@@ -17,12 +18,16 @@ from utils.training.device import select_device
 
 
 class LoadedDetector:
-    """A trained detector with its ``config``, class ``names`` and input ``shape`` (height, width)."""
+    """A trained detector with its class ``names``; thresholds and input size are those of its ``config``."""
 
     def __init__(self, model: Detector, config: Config, names: tuple[str, ...], device: torch.device):
         self.model, self.config, self.names, self.device = model, config, names, device
         self.stride = max(model.strides)
-        self.shape = input_shape(config.data.imgsz, self.stride)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of the input."""
+        return input_shape(self.config.data.imgsz, self.stride)
 
     def __call__(
         self,
@@ -33,24 +38,26 @@ class LoadedDetector:
         max_det: int | None = None,
         classes: list[int] | None = None,
         agnostic: bool = False,
-        rect: bool = False,
+        rect: bool | None = None,
     ) -> Detections:
         """The objects of one picture: a path, or (H, W, 3) uint8 RGB. Boxes are in the picture's own pixels.
 
-        Thresholds default to the configuration's. ``rect`` pads to a multiple of the stride, not to a square.
+        Thresholds and ``rect`` (pad to a multiple of the stride, not to a square) default to ``config``'s.
         """
+        given = {"val.detect_conf": ("conf", conf), "val.detect_iou": ("iou", iou)}
+        given |= {"val.max_det": ("max_det", max_det), "data.rect": ("rect", rect)}
+        config = override(self.config, given)
         pixels = picture if isinstance(picture, np.ndarray) else decode_image(picture)
-        shape = rect_shape(pixels.shape[:2], self.shape, self.stride) if rect else self.shape
+        shape = rect_shape(pixels.shape[:2], self.shape, self.stride) if config.data.rect else self.shape
         letterbox = plan_letterbox(pixels.shape[:2], shape)
         image = torch.from_numpy(apply_letterbox(pixels, letterbox)).permute(2, 0, 1)[None]
         with torch.inference_mode():
             pred = self.model(image.to(self.device))
-        val = self.config.val
         (found,) = postprocess(
             pred,
-            conf=val.detect_conf if conf is None else conf,
-            iou=val.detect_iou if iou is None else iou,
-            max_det=max_det or val.max_det,
+            conf=config.val.detect_conf,
+            iou=config.val.detect_iou,
+            max_det=config.val.max_det,
             classes=classes,
             agnostic=agnostic,
         )
@@ -62,15 +69,13 @@ def load_detector(
 ) -> LoadedDetector:
     """The detector of a checkpoint: its averaged weights, convolutions and normalisations fused.
 
-    Raises ``UserError`` for files that are not this project's checkpoints.
+    Raises ``UserError`` for files that are not this project's checkpoints, and for sizes below 32 px.
     """
     content = load_checkpoint(weights)
     config = config_from_plain(content["config"], where=str(weights))
-    target = select_device(device, command="detect.py")
+    config = override(config, {"data.imgsz": ("imgsz", imgsz)})
+    target = select_device(device)
     model = build_detector(config.model, len(content["names"]))
     model.load_state_dict(content["ema"])
     model = model.eval().fuse().to(target, memory_format=torch.channels_last)
-    detector = LoadedDetector(model, config, tuple(content["names"]), target)
-    if imgsz is not None:
-        detector.shape = input_shape(imgsz, detector.stride)
-    return detector
+    return LoadedDetector(model, config, tuple(content["names"]), target)

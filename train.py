@@ -1,18 +1,22 @@
 """Train a detector: ``python train.py --data data.yaml --cfg n``; without arguments, the demo."""
 
-import argparse
 import math
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from data.check import audit_bins
+from data.dataset import Batch
 from data.index import Index, load_split
+from data.letterbox import rounding_note
 from data.loader import batches, make_train_loader, make_val_loader
 from data.shapes import ensure_shapes
 from data.spec import DataSpec, find_data_yaml, load_data_spec
@@ -20,7 +24,7 @@ from data.yolo import format_report
 from inference import load_detector
 from models.detector import Detector, build_detector, count_flops, count_parameters
 from utils.arguments import resolve_training, train_parser
-from utils.assigners.task_aligned import TaskAlignedAssigner
+from utils.assigners.task_aligned import build_assigner
 from utils.config import Config, Resolved, config_to_plain, dump_config, format_config
 from utils.config_files import config_from_plain
 from utils.errors import run_main
@@ -38,7 +42,7 @@ from utils.training.run_folder import make_run_folder
 from utils.training.schedule import lr_factor, warmup_steps
 from utils.training.state import TrainState, start_state
 from utils.training.transfer import load_weights
-from val import evaluate, format_metrics, ground_truth_of, save_val_pictures, write_metrics
+from val import check_names, evaluate, format_metrics, ground_truth_of, save_val_pictures, write_metrics
 
 FEW_STEPS = 1000  # of the optimiser: below it a detector has barely begun to learn
 
@@ -61,44 +65,59 @@ def main() -> None:
         last = find_latest(args.project) if args.resume == "latest" else Path(args.resume)
         content = load_checkpoint(last, key="optimizer")
         settings = Resolved(config_from_plain(content["config"], where=str(last)), content["origins"])
-        print(f"resuming {last} after epoch {content['epoch']}; its own configuration holds, not other flags")
+        print(
+            f"resuming {last} after epoch {content['epoch']}; settings are its own, not those of other flags"
+        )
     else:
         settings = resolve_training(args)
-    device = select_device(args.device)
+    device = select_device(args.device, launch=shlex.join(sys.argv))
     distributed.start(device)
     try:
-        data = load_data(settings.config, device)
-        folder = last.parent.parent if last else None
+        cfg = settings.config
+        data = load_data(cfg, device)
+        if content:
+            check_names(tuple(content["names"]), data.spec.names, weights=str(last), data=data.spec.yaml)
+        state = start(cfg, data, device, weights="" if content else args.weights, content=content)
+        folder = last.parent.parent if last else None  # made only now: what is refused leaves nothing behind
         if distributed.rank() == 0 and not folder:
             folder = make_run_folder(args.project, args.name, exist_ok=args.exist_ok)
             (folder / "config.yaml").write_text(dump_config(settings))
-        folder = distributed.from_rank_zero(folder)
-        train(settings, data, folder, device=device, args=args, content=content)
+        train(settings, data, state, distributed.from_rank_zero(folder), device=device, args=args)
     finally:
         distributed.stop()
 
 
-def train(settings: Resolved, data: Data, folder: Path, *, device, args: argparse.Namespace, content) -> None:
-    """One run, from its configuration and data to the results in ``folder``; ``content``: what it resumes."""
-    cfg, first_rank = settings.config, distributed.rank() == 0
+def start(cfg: Config, data: Data, device: torch.device, *, weights: str, content: dict | None) -> TrainState:
+    """The model, fresh, from ``weights`` or as in the checkpoint ``content``, and all that trains it."""
     seed_everything(cfg.train.seed)
-    model = build_model(cfg, data.spec.names, device, weights="" if content else args.weights)
-    steps = math.ceil(len(data.train) / cfg.train.accumulation) * cfg.train.epochs
-    state = start_state(model, cfg.train, steps, device)
+    model = build_detector(cfg.model, len(data.spec.names))
+    if weights:
+        table = load_weights(model, weights, data.spec.names)
+        if distributed.rank() == 0:
+            print(table)
+    freeze(model, cfg.train.freeze)
+    model = model.to(device, memory_format=torch.channels_last)
+    state = start_state(model, cfg.train, num_updates(cfg, data), device)
     if content:
         state.restore(content)
+    return state
+
+
+def train(settings: Resolved, data: Data, state: TrainState, folder: Path, *, device, args) -> None:
+    """One run, from where ``state`` stands to the results in ``folder``."""
+    cfg, first_rank = settings.config, distributed.rank() == 0
     if first_rank:
-        describe(settings, model, data, folder, steps=steps, plots=not args.noplots)
-    wrapped = distributed.wrap(model, device, sync_bn=args.sync_bn)
+        describe(settings, state.model, data, folder, device=device, plots=not args.noplots)
+    model = distributed.wrap(state.model, device, sync_bn=cfg.train.sync_bn)
     log = ResultsLog(folder, epochs_done=state.epoch) if first_rank else None
     done = state.epoch >= cfg.train.epochs
     while not done:
-        row = train_epoch(wrapped, state, data.train, cfg, device=device)
+        row = train_epoch(model, state, data.train, cfg, device=device)
         done = state.epoch >= cfg.train.epochs
         if first_rank:
             if done or state.epoch % cfg.train.val_every == 0:
                 row |= validate(state, data, cfg, device)
-            done = done or gone_stale(state, cfg.train.patience)
+                done = done or gone_stale(state, cfg.train.patience)
             log.write(row)
             print(epoch_line(row, cfg.train.epochs, data.train.dataset.planner.shape))
             save(folder, state, settings, data, last=done or not args.nosave)
@@ -111,37 +130,61 @@ def train(settings: Resolved, data: Data, folder: Path, *, device, args: argpars
 def train_epoch(model: nn.Module, state: TrainState, loader: DataLoader, cfg: Config, *, device) -> dict:
     """One pass over the training pictures; returns the epoch's row of results.csv."""
     model.train()
-    for norm in frozen_norms(model):
-        norm.eval()
+    for frozen in frozen_norms(model):
+        frozen.eval()
     close = state.epoch >= cfg.train.epochs * (1 - cfg.augment.close_mosaic)
     loader.batch_sampler.set_epoch(state.epoch, mosaic=not close)
-    assign = TaskAlignedAssigner(top_k=cfg.assigner.top_k, alpha=cfg.assigner.alpha, beta=cfg.assigner.beta)
-    dtype, steps = autocast_dtype(cfg.train.amp, device), len(loader) * cfg.train.epochs
-    warmup = warmup_steps(cfg.train, steps, len(loader))
-    sums, shown, grad_norm = torch.zeros(4, device=device), DelayedValues(), torch.zeros((), device=device)
-    name, start, waited = f"{state.epoch + 1}/{cfg.train.epochs}", time.perf_counter(), 0.0
+    assign, group = build_assigner(cfg.assigner), cfg.train.accumulation
+    num_batches = len(loader) * cfg.train.epochs
+    warmup = warmup_steps(cfg.train, num_batches, len(loader))
+    sums, norms, norm, shown = (
+        torch.zeros(3, device=device),
+        [],
+        torch.zeros((), device=device),
+        DelayedValues(),
+    )
+    name, begun, waited = f"{state.epoch + 1}/{cfg.train.epochs}", time.perf_counter(), 0.0
     bar = tqdm(batches(loader), total=len(loader), desc=table_line(name, [], ""), leave=False, disable=None)
-    asked = start
-    for number, batch in enumerate(bar, 1):
+    asked = begun
+    for number, batch in enumerate(bar):
         waited += time.perf_counter() - asked
-        lr = cfg.train.lr * lr_factor(state.step, steps, warmup, cfg.train)
-        images = batch.images.to(device, non_blocking=True)
-        truth = Targets(*(tensor.to(device, non_blocking=True) for tensor in batch.truth))
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            pred = model(images)
-        loss, terms = compute_loss(pred, truth, assign, cfg.loss)
-        group_start = (number - 1) // cfg.train.accumulation * cfg.train.accumulation
-        group_end = min(group_start + cfg.train.accumulation, len(loader))
-        state.scaler.scale(loss / (group_end - group_start)).backward()
+        lr = cfg.train.lr * lr_factor(state.step, num_batches, warmup, cfg.train)
+        size = min(group, len(loader) - number // group * group)  # of this group of accumulated batches
+        last_of_group = number % group == size - 1
+        with distributed.keep_gradients(model, not last_of_group):
+            terms = accumulate_gradients(model, state, batch, assign, cfg, share=1 / size)
         state.step += 1
-        if number == group_end:
-            grad_norm = state.update(lr=lr, clip_norm=cfg.train.clip_norm)
-        values = torch.stack((*(term.detach() for term in terms.values()), grad_norm))
-        sums += values
-        bar.set_description_str(table_line(name, shown.push(values), str(images.shape[-1])))
+        if last_of_group:
+            norm = state.update(lr=lr, clip_norm=cfg.train.clip_norm)
+            norms.append(torch.where(norm.isfinite(), norm, 0.0))
+        sums += terms
+        latest = shown.push(torch.cat((terms, norm.view(1))))
+        bar.set_description_str(table_line(name, latest, str(batch.images.shape[-1])), refresh=False)
         asked = time.perf_counter()
     state.epoch += 1
-    return epoch_row(state.epoch, sums / len(loader), lr=lr, seconds=asked - start, waited=waited)
+    means = distributed.global_sum(sums) / distributed.world_size() / len(loader)
+    means = torch.cat((means, torch.stack(norms).mean().view(1)))
+    return epoch_row(state.epoch, means, lr=lr, seconds=asked - begun, waited=waited)
+
+
+def accumulate_gradients(
+    model, state: TrainState, batch: Batch, assign, cfg: Config, *, share: float
+) -> Tensor:
+    """Add ``share`` of the batch's gradient; returns its three terms, (3,), without reading them."""
+    device = next(state.model.parameters()).device
+    dtype = autocast_dtype(cfg.train.amp, device)
+    images = batch.images.to(device, non_blocking=True)
+    truth = Targets(*(tensor.to(device, non_blocking=True) for tensor in batch.truth))
+    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        pred = model(images)
+    loss, terms = compute_loss(pred, truth, assign, cfg.loss)
+    state.scaler.scale(loss * share).backward()
+    return torch.stack([term.detach() for term in terms.values()])
+
+
+def num_updates(cfg: Config, data: Data) -> int:
+    """Steps of the optimiser in the whole run."""
+    return math.ceil(len(data.train) / cfg.train.accumulation) * cfg.train.epochs
 
 
 def load_data(cfg: Config, device: torch.device) -> Data:
@@ -150,30 +193,16 @@ def load_data(cfg: Config, device: torch.device) -> Data:
     if distributed.rank() == 0:
         ensure_shapes(yaml)
     distributed.barrier()
-    spec, indexes = load_data_spec(yaml), []
+    spec, indexes = load_data_spec(yaml, single_cls=cfg.data.single_cls), []
     for split in ("train", "val"):
         index, report = load_split(spec, split, single_cls=cfg.data.single_cls)
         indexes.append(index)
         if distributed.rank() == 0:
             print(f"{split}: {format_report(report)}")
-    if cfg.data.single_cls:
-        spec = spec._replace(names=("object",), category_ids=(0,))
     pin = device.type == "cuda"
     train_loader = make_train_loader(indexes[0], cfg, pin=pin)
     val_loader = make_val_loader(indexes[1], cfg, pin=pin)
     return Data(spec, indexes[0], train_loader, val_loader, ground_truth_of(indexes[1], spec))
-
-
-def build_model(cfg: Config, names: tuple[str, ...], device: torch.device, *, weights: str) -> Detector:
-    """The detector, fresh or from ``weights``, on its device, frozen as asked."""
-    model = build_detector(cfg.model, len(names))
-    if weights:
-        table = load_weights(model, weights, names)
-        if distributed.rank() == 0:
-            print(table)
-    freeze(model, cfg.train.freeze)
-    layout = torch.channels_last if cfg.train.channels_last else torch.contiguous_format
-    return model.to(device, memory_format=layout)
 
 
 def validate(state: TrainState, data: Data, cfg: Config, device: torch.device) -> dict:
@@ -209,13 +238,19 @@ def save(folder: Path, state: TrainState, settings: Resolved, data: Data, *, las
         save_checkpoint(weights / f"epoch{state.epoch}.pt", common | state.to_plain())
 
 
-def describe(settings: Resolved, model, data: Data, folder: Path, *, steps: int, plots: bool) -> None:
+def describe(settings: Resolved, model: Detector, data: Data, folder: Path, *, device, plots: bool) -> None:
     """Print what is about to run, and draw the labels and the first batch."""
     cfg, shape = settings.config, data.train.dataset.planner.shape
     print(format_config(settings))
-    flops = count_flops(model, shape) / 1e9
+    if note := rounding_note(cfg.data.imgsz, max(model.strides)):
+        print(note)
+    flops, dtype = count_flops(model, shape) / 1e9, autocast_dtype(cfg.train.amp, device) or torch.float32
     print(f"model: {count_parameters(model):,} parameters, {flops:.2f} GFLOPs at {shape[0]}x{shape[1]}")
-    print(f"run: {cfg.train.epochs} epochs, {steps} optimiser steps, results in {folder}")
+    print(audit_bins(data.index, shape, reach=2 * cfg.model.reg_max * max(model.strides)))
+    steps = num_updates(cfg, data)
+    precision = str(dtype).removeprefix("torch.")
+    print(f"run: {cfg.train.epochs} epochs, {steps} optimiser steps, {precision} on {device}")
+    print(f"results: {folder}")
     if steps < FEW_STEPS:
         print(f"warning: {steps} optimiser steps are few; a detector needs {FEW_STEPS:,} to begin to learn")
     print(table_header())

@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.index import Index, load_split, path_of
-from data.letterbox import restore
+from data.letterbox import restore, rounding_note
 from data.loader import batches, make_val_loader
 from data.shapes import ensure_shapes
 from data.spec import DataSpec, find_data_yaml, load_data_spec
 from inference import load_detector
 from models.detector import Detector
-from utils.arguments import given_settings, val_parser
-from utils.config import Config, ValConfig
+from utils.arguments import VAL_SETTINGS, resolve_use, val_parser
+from utils.config import ValConfig
 from utils.errors import UserError, run_main
 from utils.metrics.coco import KEYS, RECALLS, Metrics, evaluate_detections, make_ground_truth, pack_detections
 from utils.plots.curves import plot_pr_curves
@@ -35,7 +35,7 @@ class Evaluation(NamedTuple):
 
     metrics: Metrics
     rows: np.ndarray  # (D, 7) all detections, as COCO's evaluators take them
-    seconds: dict[str, float]  # per picture: load, forward, postprocess; and the evaluation's total
+    seconds: dict[str, float]  # load, forward, postprocess of a picture; evaluation_total of all
 
 
 def evaluate(
@@ -62,7 +62,7 @@ def evaluate(
             start = end
     stacked = np.concatenate(rows)
     metrics = evaluate_detections(truth, stacked, cfg.evaluator)
-    return Evaluation(metrics, stacked, {**clock, "evaluation": time.perf_counter() - start})
+    return Evaluation(metrics, stacked, {**clock, "evaluation_total": time.perf_counter() - start})
 
 
 def ground_truth_of(index: Index, spec: DataSpec) -> dict:
@@ -148,49 +148,32 @@ def main() -> None:
     """Command line."""
     args = val_parser().parse_args()
     detector = load_detector(args.weights, args.device)
-    config = _settings(args, detector.config)
+    config = resolve_use(args, detector.config, VAL_SETTINGS)
     yaml = find_data_yaml(config.data.path)
     ensure_shapes(yaml)
-    spec = load_data_spec(yaml)
+    spec = load_data_spec(yaml, single_cls=config.data.single_cls)
+    check_names(detector.names, spec.names, weights=args.weights, data=yaml)
     index, _ = load_split(spec, args.task, single_cls=config.data.single_cls)
-    names = ("object",) if config.data.single_cls else spec.names
-    check_names(detector.names, names, weights=args.weights, data=yaml)
     folder = make_run_folder(args.project, args.name, exist_ok=args.exist_ok)
+    if note := rounding_note(config.data.imgsz, detector.stride):
+        print(note)
     loader = make_val_loader(index, config, pin=detector.device.type == "cuda")
-    truth = ground_truth_of(index, spec._replace(names=names, category_ids=spec.category_ids[: len(names)]))
-    result = evaluate(detector.model, loader, truth, cfg=config.val, device=detector.device)
+    result = evaluate(
+        detector.model, loader, ground_truth_of(index, spec), cfg=config.val, device=detector.device
+    )
     print(format_metrics(result.metrics, len(index.sizes)))
     print("  ".join(f"{key} {value:.4f}" for key, value in result.metrics.values.items()))
     stages = ", ".join(
         f"{stage} {1000 * result.seconds[stage]:.1f}" for stage in ("load", "forward", "postprocess")
     )
-    print(f"ms a picture: {stages}; evaluation {result.seconds['evaluation']:.2f} s")
+    print(f"ms a picture: {stages}; evaluation {result.seconds['evaluation_total']:.2f} s")
     write_metrics(folder, result)
     if args.save_json:
         print(f"predictions: {write_predictions(folder, result.rows)}")
     if not args.noplots:
-        save_val_pictures(folder, detector.model, loader, names, cfg=config.val)
-        plot_pr_curves(folder / "PR_curve.png", RECALLS, result.metrics.curves, names)
+        save_val_pictures(folder, detector.model, loader, spec.names, cfg=config.val)
+        plot_pr_curves(folder / "PR_curve.png", RECALLS, result.metrics.curves, spec.names)
     print(f"results: {folder}\nto detect: python detect.py --weights {args.weights} --source <pictures>")
-
-
-def _settings(args, trained: Config) -> Config:
-    """The configuration of the training, with the flags of this command over it."""
-    from utils.config import config_to_plain
-    from utils.config_files import load_config
-
-    flags = {
-        f"{section}.{key}": (args.weights, value)
-        for section, values in config_to_plain(trained).items()
-        for key, value in values.items()
-    }
-    flags["val.batch_size"] = ("--batch-size", args.batch_size or trained.val.batch_size)
-    given = given_settings(args)
-    given.pop("train.batch_size", None)
-    for name, key in (("conf_thres", "val.conf"), ("iou_thres", "val.iou"), ("max_det", "val.max_det")):
-        if getattr(args, name) is not None:
-            given[key] = (f"--{name.replace('_', '-')}", getattr(args, name))
-    return load_config(flags=flags | given, sets=args.sets).config
 
 
 def _wait(device: torch.device) -> None:

@@ -20,7 +20,7 @@ from data.letterbox import restore
 from data.shapes import make_shapes
 from data.spec import load_data_spec
 from models.detector import build_detector
-from utils.assigners.task_aligned import TaskAlignedAssigner
+from utils.assigners.task_aligned import build_assigner
 from utils.config_files import load_config
 from utils.errors import OUR_FAULT
 from utils.losses.compute import compute_loss
@@ -54,7 +54,7 @@ def learn(batch: Batch, num_classes: int, steps: int) -> torch.nn.Module:
     cfg = load_config(cfg="demo", sets=(f"train.lr={LR}", "train.amp=off")).config
     model = build_detector(cfg.model, num_classes).to(memory_format=torch.channels_last)
     state = start_state(model, cfg.train, steps, torch.device("cpu"))
-    assign = TaskAlignedAssigner(top_k=cfg.assigner.top_k, alpha=cfg.assigner.alpha, beta=cfg.assigner.beta)
+    assign = build_assigner(cfg.assigner)
     for step in range(steps):
         compute_loss(model(batch.images), batch.truth, assign, cfg.loss)[0].backward()
         factor = lr_factor(step, steps, steps // 10, cfg.train)

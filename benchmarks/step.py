@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from models.detector import build_detector
-from utils.assigners.task_aligned import TaskAlignedAssigner
+from utils.assigners.task_aligned import build_assigner
 from utils.config_files import load_config
 from utils.losses.compute import compute_loss
 from utils.structures import Targets
@@ -55,7 +55,7 @@ def measure(case: Case, model_name: str, amp: str, device: torch.device, repeats
     model = build_detector(cfg.model, NUM_CLASSES).to(device, memory_format=torch.channels_last)
     state = start_state(model, cfg.train, 1000, device)
     dtype = autocast_dtype(amp, device)
-    assign = TaskAlignedAssigner(top_k=cfg.assigner.top_k, alpha=cfg.assigner.alpha, beta=cfg.assigner.beta)
+    assign = build_assigner(cfg.assigner)
     images = torch.randint(0, 256, (case.batch, 3, case.imgsz, case.imgsz), dtype=torch.uint8, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     steps, losses = [], []

@@ -41,14 +41,17 @@ def round_up(size: int, stride: int) -> int:
 
 
 def input_shape(imgsz: int | tuple[int, int], stride: int) -> tuple[int, int]:
-    """(height, width), each rounded up to a multiple of ``stride``, with one line if that changed it."""
+    """(height, width) of the input, each rounded up to a multiple of ``stride``."""
     asked = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz)
-    shape = tuple(round_up(side, stride) for side in asked)
-    if shape != asked:
-        print(
-            f"imgsz {asked[0]}x{asked[1]} is no multiple of the stride {stride}: using {shape[0]}x{shape[1]}"
-        )
-    return shape
+    return round_up(asked[0], stride), round_up(asked[1], stride)
+
+
+def rounding_note(imgsz: int | tuple[int, int], stride: int) -> str:
+    """One line if ``input_shape`` had to round, else ''."""
+    asked, shape = input_shape(imgsz, 1), input_shape(imgsz, stride)
+    if shape == asked:
+        return ""
+    return f"imgsz {asked[0]}x{asked[1]} is no multiple of the stride {stride}: using {shape[0]}x{shape[1]}"
 
 
 def plan_letterbox(size: tuple[int, int], shape: tuple[int, int]) -> Letterbox:

@@ -75,7 +75,7 @@ def make_train_loader(index: Index, cfg: Config, *, pin: bool) -> DataLoader:
     shape = input_shape(cfg.data.imgsz, 2 ** max(cfg.model.levels))
     planner = Planner(index.sizes, shape, cfg.augment, group=cfg.data.group, seed=cfg.train.seed)
     sampler = TrainSampler(len(index.sizes), cfg.train.batch_size)
-    return _make_loader(TrainSet(index, planner, cfg.augment), sampler, cfg.data.workers, pin=pin)
+    return _make_loader(TrainSet(index, planner, cfg.augment), sampler, cfg.data.workers, pin=pin, keep=True)
 
 
 def make_val_loader(index: Index, cfg: Config, *, pin: bool) -> DataLoader:
@@ -83,7 +83,7 @@ def make_val_loader(index: Index, cfg: Config, *, pin: bool) -> DataLoader:
     stride = 2 ** max(cfg.model.levels)
     shape, size = input_shape(cfg.data.imgsz, stride), cfg.val.batch_size or cfg.train.batch_size
     sampler = ValSampler(index.sizes, size, shape, stride=stride, rect=cfg.data.rect)
-    return _make_loader(ValSet(index), sampler, cfg.data.workers, pin=pin)
+    return _make_loader(ValSet(index), sampler, cfg.data.workers, pin=pin, keep=False)
 
 
 def batches(loader: DataLoader) -> Iterator[Batch]:
@@ -100,10 +100,14 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
 def choose_workers(asked: int | None, batches: int) -> int:
     """Worker processes: as asked, else one for each core left beside the training process, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes on this machine
     return asked if asked is not None else max(0, min(8, cores - 1, batches))
 
 
-def _make_loader(dataset: TrainSet | ValSet, sampler: Sampler, asked: int | None, *, pin: bool) -> DataLoader:
+def _make_loader(
+    dataset: TrainSet | ValSet, sampler: Sampler, asked: int | None, *, pin: bool, keep: bool
+) -> DataLoader:
+    """``keep``: the workers, and the pictures they have decoded, live on from epoch to epoch."""
     workers = choose_workers(asked, len(sampler))
     return DataLoader(
         dataset,
@@ -113,6 +117,7 @@ def _make_loader(dataset: TrainSet | ValSet, sampler: Sampler, asked: int | None
         pin_memory=pin,
         worker_init_fn=_start_worker,
         prefetch_factor=4 if workers else None,
+        persistent_workers=keep and workers > 0,
     )
 
 

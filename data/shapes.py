@@ -276,9 +276,9 @@ def make_shapes(
 
 
 def ensure_shapes(data_yaml: Path) -> None:
-    """Make the demo's data set if ``data_yaml`` is the shipped shapes.yaml and its folder is not there."""
-    present = SHIPPED_ROOT.is_dir() and any(SHIPPED_ROOT.iterdir())
-    if Path(data_yaml).resolve() == SHIPPED_YAML and not present:
+    """Make the demo's data set if ``data_yaml`` is the shipped one and this version has not made it yet."""
+    made = (read_recipe(SHIPPED_ROOT) or {}).get("version") == VERSION
+    if Path(data_yaml).resolve() == SHIPPED_YAML and not made:
         print(f"data/shapes.yaml: drawing 600 pictures into {SHIPPED_ROOT} (once, some seconds)", flush=True)
         make_shapes(SHIPPED_ROOT)
 

@@ -28,8 +28,11 @@ class DataSpec(NamedTuple):
     search: tuple[Path, ...]  # where relative entries of `splits` are looked up, in this order
 
 
-def load_data_spec(path: str | Path) -> DataSpec:
-    """Read a data-set YAML; ``path`` may be a folder with a data.yaml, or a name in our data/."""
+def load_data_spec(path: str | Path, *, single_cls: bool = False) -> DataSpec:
+    """Read a data-set YAML; ``path`` may be a folder with a data.yaml, or a name in our data/.
+
+    With ``single_cls`` there is one class, "object", whatever the file names.
+    """
     yaml = find_data_yaml(path)
     content = read_yaml(yaml, code=DATA)
     splits = {key: _read_entries(yaml, key, content[key]) for key in SPLITS if content.get(key) is not None}
@@ -37,7 +40,7 @@ def load_data_spec(path: str | Path) -> DataSpec:
         raise _spec_error(
             yaml, f"none of the keys {', '.join(SPLITS)} is there; each names a folder or a list file"
         )
-    names = _read_names(yaml, content)
+    names = ("object",) if single_cls else _read_names(yaml, content)
     roots = _find_roots(yaml, content.get("path"))
     search = tuple(dict.fromkeys((*roots, yaml.parent, Path.cwd())))
     return DataSpec(yaml, roots[0], splits, names, tuple(range(len(names))), search)

@@ -17,7 +17,7 @@ class LTRBHead(nn.Module):
 
     def __init__(self, channels: list[int], num_classes: int, *, reg_max: int, class_prior: float):
         super().__init__()
-        self.num_classes, self.bins = num_classes, reg_max + 1
+        self.bins = reg_max + 1
         box_width = min(channels[0], max(4 * self.bins, channels[0] // 4))
         cls_width = channels[0]
         self.box_towers = nn.ModuleList(_tower(c, box_width) for c in channels)

@@ -15,7 +15,7 @@ from data.loader import make_train_loader
 from data.shapes import make_shapes
 from data.spec import load_data_spec
 from models.detector import build_detector
-from utils.assigners.task_aligned import TaskAlignedAssigner
+from utils.assigners.task_aligned import build_assigner
 from utils.config_files import load_config
 from utils.losses.compute import compute_loss
 from utils.training.reproducibility import seed_everything
@@ -35,9 +35,7 @@ def golden_losses(steps: int = STEPS) -> list[dict[str, float]]:
         loader = make_train_loader(load_split(spec, "train")[0], cfg, pin=False)
         model = build_detector(cfg.model, len(spec.names)).to(memory_format=torch.channels_last)
         state = start_state(model, cfg.train, steps, torch.device("cpu"))
-        assign = TaskAlignedAssigner(
-            top_k=cfg.assigner.top_k, alpha=cfg.assigner.alpha, beta=cfg.assigner.beta
-        )
+        assign = build_assigner(cfg.assigner)
         rows = []
         while len(rows) < steps:
             loader.batch_sampler.set_epoch(len(rows) // len(loader), mosaic=True)

@@ -114,6 +114,8 @@ def test_weights_of_others(command, shapes, script, name):
     make, text = WEIGHTS[name]
     make(Path(name))
     source = ["--source", str(shapes.parent)] if script == "detect" else ["--data", str(shapes)]
+    if script == "train":
+        source += ["--cfg", "demo"]  # otherwise the weights are read for their architecture already
     result = command(script, "--weights", name, *source)
     assert result.code == USAGE and name in result.err and text in result.err
     assert_clean(result)
@@ -154,6 +156,10 @@ def test_set_and_flags(command, shapes, tiny):
     for asked, part in (("train.epoch=3", "train.epochs"), ("nonsense", "="), ("train.lr=big", "train.lr")):
         result = command("train", "--data", shapes, *tiny, "--set", asked)
         assert result.code == USAGE and part in result.err
+        assert_clean(result)
+    for asked in (["--freeze", "99"], ["--set", "train.amp=fp16", "--device", "cpu"]):
+        result = command("train", "--data", shapes, *tiny, *asked)
+        assert result.code == USAGE, result.err
         assert_clean(result)
     for asked in (
         ["--epochs", "0"],

@@ -1,5 +1,7 @@
 """detect.py and inference: boxes in the picture's own pixels, files, sources, unreadable pictures."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -10,6 +12,7 @@ import torch
 from data.images import decode_image
 from detect import folder_name
 from inference import load_detector
+from utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,9 +75,69 @@ def test_loaded_detector_returns_boxes_in_the_picture(best, pictures):
     assert len(detector(picture, conf=0.999).boxes) == 0
 
 
-def test_hub_loads_without_a_network(best, pictures):
-    detector = torch.hub.load(str(ROOT), "detector", str(best), source="local")
-    assert detector(pictures[0]).size == decode_image(pictures[0]).shape[:2]
+def test_thresholds_of_a_call(best, pictures):
+    """None stands for the configuration's, 0 for 0."""
+    detector = load_detector(best)
+    every = detector(pictures[0], conf=0, max_det=10_000, iou=1)
+    points = sum((96 // stride) ** 2 for stride in (8, 16, 32))
+    assert len(every.scores) == points * len(detector.names)
+    assert len(detector(pictures[0], conf=0, iou=1).scores) == 300
+    assert len(detector(pictures[0], conf=0, iou=0, max_det=10_000).scores) < 300
+    assert len(detector(pictures[0], conf=0, max_det=1).scores) == 1
+    assert len(detector(pictures[0]).scores) == 0  # below 0.25
+
+
+@pytest.mark.parametrize(
+    "given", [{"conf": -0.1}, {"conf": 25}, {"iou": 1.5}, {"max_det": 0}, {"max_det": -1}]
+)
+def test_thresholds_of_a_call_have_bounds(best, pictures, given):
+    with pytest.raises(UserError, match=rf"\({next(iter(given))}\)"):
+        load_detector(best)(pictures[0], **given)
+
+
+def test_input_size_of_a_loaded_detector(best, pictures):
+    detector = load_detector(best, imgsz=(90, 60))
+    assert detector.shape == (96, 64) and detector(pictures[0]).size == decode_image(pictures[0]).shape[:2]
+    with pytest.raises(UserError, match=r"data\.imgsz is 0"):
+        load_detector(best, imgsz=0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--imgsz", 0], "data.imgsz is 0"),
+        (["--max-det", 0], "val.max_det is 0"),
+        (["--max-det", -1], "val.max_det is -1"),
+        (["--conf-thres", 25], "val.detect_conf is 25"),
+        (["--iou-thres", -1], "val.detect_iou is -1"),
+        (["--line-thickness", 0], "at least 1 px"),
+        (["--line-thickness", -3], "at least 1 px"),
+        (["--device", "0,1"], "give one device"),
+    ],
+)
+def test_bad_values_are_refused(command, best, pictures, flags, text):
+    result = command("detect", "--weights", best, "--source", pictures[0], *flags)
+    assert result.code == 2 and text in result.err and flags[0] in result.err
+    assert "Traceback" not in result.err and "torchrun" not in result.err and not Path("runs").exists()
+
+
+def test_flags_reach_the_detector(command, best, pictures):
+    flags = ["--conf", 0.005, "--max-det", 2, "--img", 90, "--save-txt", "--nosave"]
+    result = command("detect", "--weights", best, "--source", pictures[0].parent, *flags)
+    assert result.code == 0 and result.out.count("using 96x96") == 1
+    rows = [path.read_text().splitlines() for path in Path("runs/detect/exp/labels").iterdir()]
+    assert [len(lines) for lines in rows] == [2] * len(pictures)
+
+
+def test_hub_loads_without_a_network(best, pictures, tmp_path):
+    program = (
+        "import sys, torch; root, weights, picture = sys.argv[1:]; "
+        "detector = torch.hub.load(root, 'detector', weights, source='local', imgsz=64); "
+        "print(detector.shape, detector(picture).size)"
+    )
+    line = [sys.executable, "-c", program, str(ROOT), str(best), str(pictures[0])]
+    result = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.stdout == f"(64, 64) {decode_image(pictures[0]).shape[:2]}\n", result.stderr
 
 
 def test_unreadable_pictures_are_skipped_and_the_exit_code_says_so(command, best, pictures, tmp_path):
@@ -99,6 +162,13 @@ def test_sources(command, best, pictures):
     assert not list(Path("runs/detect").rglob("*.jpg"))
     result = command("detect", "--weights", best, "--source", "nowhere/*.jpg")
     assert result.code == 4 and "nowhere/*.jpg" in result.err and "working directory" in result.err
+
+
+def test_a_list_that_is_no_text(command, best, pictures):
+    Path("list.txt").write_bytes(pictures[0].read_bytes())
+    result = command("detect", "--weights", best, "--source", "list.txt")
+    assert result.code == 4 and "list.txt" in result.err and "UTF-8" in result.err
+    assert "Traceback" not in result.err and not Path("runs").exists()
 
 
 def test_classes_must_exist(command, best, pictures):

@@ -229,3 +229,44 @@ def test_functions_are_short():
     assert len(lengths) > 200
     long = {name for name, length in lengths.items() if length > MAX_FUNCTION}
     assert long == LONG_FUNCTIONS.keys(), {name: lengths.get(name) for name in long ^ LONG_FUNCTIONS.keys()}
+
+
+STEP = (
+    "models",
+    "utils.geometry",
+    "utils.losses",
+    "utils.assigners",
+    "utils.training.ema",
+    "utils.training.state",
+)
+SYNCHRONISES = (
+    "item",
+    "tolist",
+    "nonzero",
+    "cpu",
+    "numpy",
+    "new_tensor",
+    "tensor",
+    "as_tensor",
+    "masked_select",
+)
+HARMLESS = {  # function -> why it may read a value
+    "models.detector.count_flops": "runs outside of training",
+}
+
+
+def test_nothing_in_a_training_step_reads_from_the_device():
+    """By name, so it sees calls only; a GPU run of benchmarks.precision sees them all."""
+    found, seen = [], 0
+    for module, tree in TREES.items():
+        if not any(below(module, part) for part in STEP):
+            continue
+        seen += 1
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            calls = [node.func for node in ast.walk(function) if isinstance(node, ast.Call)]
+            names = [call.attr for call in calls if isinstance(call, ast.Attribute)]
+            place = f"{module}.{function.name}"
+            found += [
+                f"{place}: {name}()" for name in names if name in SYNCHRONISES and place not in HARMLESS
+            ]
+    assert seen >= 14 and found == []

@@ -15,6 +15,7 @@ from benchmarks.overfit import overfit
 from scripts.golden_losses import PATH, golden_losses
 from train import gone_stale
 from utils.config_files import config_from_plain, read_yaml
+from utils.errors import NON_FINITE, USAGE
 from utils.training.state import TrainState
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +124,38 @@ def test_flags_of_yolov5_are_answered(command, shapes, tiny):
 def test_early_stopping(epoch, best, patience, stale):
     state = TrainState(None, None, None, None, epoch=epoch, best={"AP": 0.1, "epoch": best})
     assert gone_stale(state, patience) is stale
+
+
+def test_patience_counts_from_one_validation_to_the_next(command, shapes, tiny):
+    asked = ["--epochs", 6, "--val-every", 3, "--patience", 2, "--noplots"]
+    assert command("train", "--data", shapes, *tiny, *asked).code == 0
+    assert len(read_rows(Path("runs/train/exp"))) == 6
+
+
+def test_gradients_accumulate_to_the_nominal_batch(command, shapes, tiny):
+    """16 pictures in batches of 6 are 3 batches, in groups of 2: two steps of the optimiser an epoch."""
+    asked = ["--batch", 6, "--set", "train.nominal_batch=12", "--epochs", 2, "--noplots", "--noval"]
+    result = command("train", "--data", shapes, *tiny, *asked)
+    assert result.code == 0 and "4 optimiser steps" in result.out
+    assert torch.load("runs/train/exp/weights/last.pt", weights_only=True)["ema_updates"] == 4
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(command, shapes, tiny):
+    asked = ["--epochs", 3, "--noplots", "--set", "train.lr=1e30"]
+    result = command("train", "--data", shapes, *tiny, *asked)
+    assert result.code == NON_FINITE and "train.lr" in result.err and "Traceback" not in result.err
+
+
+def test_resume_refuses_other_classes(command, trained, shapes, tmp_path):
+    folder = tmp_path / "moved"
+    shutil.copytree(trained, folder)
+    text = shapes.read_text()
+    try:
+        shapes.write_text(text.replace("circle", "disc"))
+        result = command("train", "--resume", folder / "weights" / "last.pt")
+    finally:
+        shapes.write_text(text)
+    assert result.code == USAGE and "circle" in result.err and "disc" in result.err
 
 
 def test_golden_losses():

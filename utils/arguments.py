@@ -2,15 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from utils.config import SECTIONS, Resolved, config_to_plain
+from utils.config import SECTIONS, Config, Resolved, config_to_plain
 from utils.config_files import config_from_plain, load_config
 from utils.errors import UserError
 from utils.training.checkpoint import load_checkpoint
+from utils.yolov5_flags import REPLACED_IN_DETECT, REPLACED_IN_TRAIN, REPLACED_IN_VAL
 
 DEMO_IMGSZ = 320
-SETTINGS = {  # attribute of the parsed flags -> dotted key
+TRAIN_SETTINGS = {  # attribute of the parsed flags -> dotted key
     "data": "data.path",
     "imgsz": "data.imgsz",
     "rect": "data.rect",
@@ -24,35 +25,25 @@ SETTINGS = {  # attribute of the parsed flags -> dotted key
     "schedule": "train.schedule",
     "save_period": "train.save_period",
     "val_every": "train.val_every",
+    "sync_bn": "train.sync_bn",
+}
+VAL_SETTINGS = {
+    "data": "data.path",
+    "imgsz": "data.imgsz",
+    "rect": "data.rect",
+    "workers": "data.workers",
+    "batch_size": "val.batch_size",
+    "conf_thres": "val.conf",
+    "iou_thres": "val.iou",
+    "max_det": "val.max_det",
     "evaluator": "val.evaluator",
 }
-REPLACED_IN_TRAIN = {  # YOLOv5's other flags: what to use instead, and why
-    "--cache": "pictures are decoded once for each group of a batch; a memory-mapped cache is not there yet",
-    "--multi-scale": "augment.scale already changes the size of the objects; the input keeps one size",
-    "--label-smoothing": "the class target is the IoU of the box, which is soft already",
-    "--image-weights": "every picture is seen once an epoch; the focal factor weighs the hard ones",
-    "--evolve": "change settings with --set or a recipe file, and repeat runs over seeds to compare them",
-    "--noautoanchor": "there are no anchor boxes to fit; the side distributions need none",
-    "--quad": "use a larger --batch-size; nothing is gained by packing pictures in fours",
-    "--bucket": "runs are written to --project; copy them with your own tools",
-    "--entity": "no account is needed: results.csv, TensorBoard where it is installed",
-    "--upload_dataset": "nothing is ever uploaded",
-    "--bbox_interval": "pictures with boxes are written at the end of the run",
-    "--artifact_alias": "nothing is ever uploaded",
-    "--local_rank": "torchrun tells each process its rank by itself",
-}
-
-
-REPLACED_IN_USE = {  # those of val.py and detect.py
-    "--half": "float32 is used, so that results do not depend on the device",
-    "--augment": "one pass over each picture; there is no test-time augmentation",
-    "--dnn": "PyTorch computes the network",
-    "--verbose": "every class is always listed",
-    "--save-hybrid": "predictions and labels are written apart",
-    "--view-img": "open the pictures in the results folder",
-    "--visualize": "feature maps are not drawn",
-    "--update": "checkpoints hold no optimiser to strip but last.pt, which needs it to resume",
-    "--vid-stride": "pictures only; extract the frames of a video first",
+DETECT_SETTINGS = {
+    "imgsz": "data.imgsz",
+    "rect": "data.rect",
+    "conf_thres": "val.detect_conf",
+    "iou_thres": "val.detect_iou",
+    "max_det": "val.max_det",
 }
 
 
@@ -94,11 +85,11 @@ def train_parser() -> argparse.ArgumentParser:
     add("--save-period", type=int, metavar="N", help=_about("train.save_period"))
     add("--val-every", type=int, metavar="K", help="validate every K-th epoch and the last")
     add("--noval", action="store_true", help="validate the last epoch only")
-    add("--nosave", action="store_true", help="write checkpoints after the last epoch only")
+    add("--nosave", action="store_true", help="write last.pt only at the end")
     add("--noplots", action="store_true", help="draw no plots and pictures")
     add("--rect", action="store_true", default=None, help="validate on shapes padded to a multiple of 32")
     add("--single-cls", action="store_true", default=None, help="treat all classes as one")
-    add("--sync-bn", action="store_true", help="batch normalisation over all GPUs")
+    add("--sync-bn", action="store_true", default=None, help=_about("train.sync_bn"))
     add_set(parser)
     _add_replaced(parser, REPLACED_IN_TRAIN)
     return parser
@@ -131,7 +122,7 @@ def val_parser() -> argparse.ArgumentParser:
     add("--exist-ok", action="store_true", help="write into an existing folder")
     add("--noplots", action="store_true", help="draw no pictures and curves")
     add_set(parser)
-    _add_replaced(parser, REPLACED_IN_USE)
+    _add_replaced(parser, REPLACED_IN_VAL)
     return parser
 
 
@@ -148,7 +139,7 @@ def detect_parser() -> argparse.ArgumentParser:
     add("--classes", type=int, nargs="+", metavar="N", help="only these classes, by number")
     add("--agnostic-nms", action="store_true", help="one box for each object, whatever its class")
     add("--device", default="", help="cpu or 0 (default: a GPU if there is one)")
-    add("--rect", action="store_true", help="pad to a multiple of 32 instead of a square")
+    add("--rect", action="store_true", default=None, help="pad to a multiple of 32 instead of a square")
     add("--save-txt", action="store_true", help="write labels/*.txt in YOLO's form")
     add("--save-conf", action="store_true", help="with the score as sixth column")
     add("--save-crop", action="store_true", help="write each object to crops/<class>/")
@@ -160,15 +151,16 @@ def detect_parser() -> argparse.ArgumentParser:
     add("--project", default="runs/detect", metavar="DIR", help="default %(default)s")
     add("--name", default="exp", help="results go to project/name")
     add("--exist-ok", action="store_true", help="write into an existing folder")
-    _add_replaced(parser, REPLACED_IN_USE)
+    add_set(parser)
+    _add_replaced(parser, REPLACED_IN_DETECT)
     return parser
 
 
-def given_settings(args: argparse.Namespace) -> dict[str, tuple[str, object]]:
+def given_settings(args: argparse.Namespace, settings: Mapping[str, str]) -> dict[str, tuple[str, object]]:
     """The settings among the flags that were given: dotted key -> (flag, value), for ``load_config``."""
     found = {}
-    for name, key in SETTINGS.items():
-        value = getattr(args, name, None)
+    for name, key in settings.items():
+        value = getattr(args, name)
         if value is not None:
             flag = {"cosine": "cos-lr", "linear": "linear-lr"}[value] if name == "schedule" else name
             found[key] = (f"--{flag.replace('_', '-')}", value)
@@ -232,17 +224,18 @@ class _Replaced(argparse.Action):
 def resolve_training(args: argparse.Namespace) -> Resolved:
     """The configuration of a training: files, weights' architecture, flags, --set.
 
-    Without --data it is the demo: its model, recipe and input size. Weights without --cfg bring their
-    architecture.
+    Without --data, or data.path in --set, it is the demo: its model, recipe and input size. Weights without
+    --cfg bring their architecture.
     """
-    demo, flags = args.data is None, {}
+    flags = {}
+    demo = args.data is None and not any(text.split("=")[0].strip() == "data.path" for text in args.sets)
     if args.weights and not args.cfg:
         trained = config_from_plain(load_checkpoint(args.weights)["config"], where=args.weights)
         model = config_to_plain(trained)["model"]
         flags |= {f"model.{key}": (args.weights, value) for key, value in model.items()}
     if demo:
         flags["data.imgsz"] = ("demo", DEMO_IMGSZ)
-    flags |= given_settings(args)
+    flags |= given_settings(args, TRAIN_SETTINGS)
     if args.freeze:
         flags["train.freeze"] = ("--freeze", _read_freeze(args.freeze))
     if args.noval:
@@ -251,6 +244,24 @@ def resolve_training(args: argparse.Namespace) -> Resolved:
     return load_config(
         cfg=cfg, hyp=args.hyp or ("demo" if demo else "default"), loss=args.loss, flags=flags, sets=args.sets
     )
+
+
+def resolve_use(args: argparse.Namespace, trained: Config, settings: Mapping[str, str]) -> Config:
+    """The configuration of val.py or detect.py: that of the training, then flags, then --set."""
+    return override(trained, given_settings(args, settings), sets=args.sets)
+
+
+def override(config: Config, given: Mapping[str, tuple[str, object]], sets: Sequence[str] = ()) -> Config:
+    """``config`` with other values, checked; ``given``: dotted key -> (name in errors, value or None)."""
+    given = {key: item for key, item in given.items() if item[1] is not None}
+    if not given and not sets:
+        return config
+    old = {
+        f"{section}.{name}": ("weights", value)
+        for section, values in config_to_plain(config).items()
+        for name, value in values.items()
+    }
+    return load_config(flags=old | given, sets=sets).config
 
 
 def _read_freeze(values: list[int | str]) -> int | str:

@@ -88,7 +88,9 @@ class DataConfig(Section):
 
     path: str = Field("data/shapes.yaml", min_length=1, description="YAML file of the data set")
     imgsz: Side | HeightWidth = Field(640, description="input size in px: one side, or [height, width]")
-    rect: bool = Field(False, description="batches of similar shape instead of one square shape")
+    rect: bool = Field(
+        False, description="validation pads to a multiple of the stride instead of to a square"
+    )
     single_cls: bool = Field(False, description="treat all classes as one")
     workers: CountOrZero | None = Field(None, description="loader processes; null = chosen from the cores")
     group: Count = Field(32, description="positions of the epoch's permutation that share mosaic partners")
@@ -119,13 +121,13 @@ class TrainConfig(Section):
         None, description="pictures per optimiser step, gradients accumulate up to it; null = batch_size"
     )
     optimizer: Literal["AdamW", "SGD"] = Field("AdamW", description="optimiser")
-    lr: Positive = Field(1e-3, description="peak learning rate")
+    lr: Positive = Field(2e-3, description="peak learning rate")
     final_lr: Share = Field(0.05, description="learning rate at the end, share of lr")
     schedule: Literal["cosine", "linear"] = Field("cosine", description="decay from lr to final_lr * lr")
     momentum: float = Field(0.937, ge=0, lt=1, description="momentum of SGD")
     weight_decay: NonNegative = Field(0.05, description="weight decay; none on 1-D tensors")
     warmup_epochs: NonNegative = Field(3.0, description="warm-up in epochs; the longer of the two counts")
-    warmup_steps: CountOrZero = Field(500, description="warm-up in steps; the longer of the two counts")
+    warmup_steps: CountOrZero = Field(500, description="warm-up in batches; the longer of the two counts")
     warmup_share: Share = Field(0.1, description="the warm-up is at most this share of the run")
     clip_norm: Positive = Field(10.0, description="largest L2 norm of the gradient")
     ema_decay: float = Field(0.9998, ge=0, lt=1, description="largest decay of the weight average, per step")
@@ -136,7 +138,7 @@ class TrainConfig(Section):
         0, description="parts that do not train: the first n blocks, or all up to the named part; 0 = none"
     )
     amp: Literal["auto", "off", "bf16", "fp16"] = Field("auto", description="mixed precision")
-    channels_last: bool = Field(True, description="memory format of pictures and weights")
+    sync_bn: bool = Field(False, description="batch normalisation over all GPUs")
     val_every: Count = Field(1, description="epochs between validations")
     save_period: int = Field(-1, ge=-1, description="epochs between extra checkpoints; below 1 = none")
 

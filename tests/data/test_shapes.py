@@ -260,7 +260,9 @@ def test_ensure_makes_only_the_shipped_set_and_only_once(tmp_path, monkeypatch, 
     shapes.ensure_shapes(shapes.SHIPPED_YAML)
     assert calls == [tmp_path / "shapes"]
     assert capsys.readouterr().out.count("\n") == 1
-    (tmp_path / "shapes" / "images").mkdir(parents=True)
+    (tmp_path / "shapes").mkdir()
+    recipe = {"made_by": shapes.MADE_BY, "version": shapes.VERSION}
+    (tmp_path / "shapes" / shapes.RECORD).write_text(json.dumps(recipe))
     shapes.ensure_shapes(shapes.SHIPPED_YAML)
     assert len(calls) == 1 and capsys.readouterr().out == ""
 

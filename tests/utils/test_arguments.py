@@ -5,11 +5,14 @@ import torch
 
 from utils.arguments import (
     DEMO_IMGSZ,
-    REPLACED_IN_TRAIN,
-    SETTINGS,
+    DETECT_SETTINGS,
+    TRAIN_SETTINGS,
+    VAL_SETTINGS,
     detect_parser,
     given_settings,
+    override,
     resolve_training,
+    resolve_use,
     train_parser,
     val_parser,
 )
@@ -17,6 +20,7 @@ from utils.config import KEYS, Config, Resolved, config_to_plain
 from utils.config_files import load_config
 from utils.errors import USAGE, UserError
 from utils.training.checkpoint import save_checkpoint
+from utils.yolov5_flags import REPLACED_IN_DETECT, REPLACED_IN_TRAIN, REPLACED_IN_VAL
 
 
 def train(line: str = ""):
@@ -110,15 +114,38 @@ def test_weights_are_needed(parser, capsys):
     assert "--weights" in usage_error(parser, "", capsys)
 
 
-@pytest.mark.parametrize("flag", sorted(REPLACED_IN_TRAIN))
+YOLOV5_FLAGS = {  # those that are no setting here
+    val: "half augment verbose dnn save-hybrid save-txt save-conf single-cls",
+    detect: "half augment view-img visualize update dnn vid-stride save-csv save-format data",
+}
+
+
+def test_all_flags_of_yolov5_are_answered():
+    for command, replaced in ((val, REPLACED_IN_VAL), (detect, REPLACED_IN_DETECT)):
+        assert sorted(replaced) == sorted(f"--{name}" for name in YOLOV5_FLAGS[command].split())
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "why"),
+    [
+        (command, *item)
+        for command, replaced in (
+            (train, REPLACED_IN_TRAIN),
+            (val, REPLACED_IN_VAL),
+            (detect, REPLACED_IN_DETECT),
+        )
+        for item in sorted(replaced.items())
+    ],
+)
 @pytest.mark.parametrize("value", ["", " 5", " ram"])
-def test_replaced_flags_print_one_line_and_the_run_goes_on(flag, value, capsys):
-    args = train(f"{flag}{value} --epochs 3")
+def test_replaced_flags_print_one_line_and_the_run_goes_on(command, flag, why, value, capsys):
+    needed = {train: "", val: "--weights w.pt ", detect: "--weights w.pt --source x "}[command]
+    args = command(f"{needed}{flag}{value} --name n")
     printed = capsys.readouterr()
-    assert args.epochs == 3
+    assert args.name == "n"
     assert printed.out == ""
     (line,) = printed.err.splitlines()
-    assert line == f"{flag} is not needed: {REPLACED_IN_TRAIN[flag]}"
+    assert line == f"{flag} is not needed: {why}"
 
 
 def test_replaced_flags_change_no_setting(capsys):
@@ -151,20 +178,21 @@ def test_a_common_command_line_of_yolov5():
 
 
 def test_every_setting_is_a_key_and_a_flag():
-    assert set(SETTINGS.values()) <= set(KEYS)
-    known = vars(train()) | vars(val("--weights x"))
-    assert set(SETTINGS) <= known.keys()
+    parsed = train(), val("--weights w"), detect("--weights w --source x")
+    for args, settings in zip(parsed, (TRAIN_SETTINGS, VAL_SETTINGS, DETECT_SETTINGS), strict=True):
+        assert set(settings.values()) <= set(KEYS)
+        assert all(getattr(args, name) is None for name in settings)  # not given: not set
 
 
 def test_flags_become_settings():
     line = "--data d.yaml --img 64 96 --rect --single-cls --workers 3 --epochs 5 --batch 6 --seed 9"
-    line += " --optimizer SGD --patience 4 --linear-lr --save-period 2 --val-every 3"
+    line += " --optimizer SGD --patience 4 --linear-lr --save-period 2 --val-every 3 --sync-bn"
     resolved = resolve(line)
     plain = config_to_plain(resolved.config)
     expected = {
         "data": {"path": "d.yaml", "imgsz": [64, 96], "rect": True, "single_cls": True, "workers": 3},
         "train": {"epochs": 5, "batch_size": 6, "seed": 9, "optimizer": "SGD", "patience": 4}
-        | {"schedule": "linear", "save_period": 2, "val_every": 3},
+        | {"schedule": "linear", "save_period": 2, "val_every": 3, "sync_bn": True},
     }
     for section, values in expected.items():
         assert {key: plain[section][key] for key in values} == values
@@ -173,7 +201,7 @@ def test_flags_become_settings():
 
 
 def test_flags_that_are_not_given_set_nothing():
-    assert given_settings(train("--data d.yaml")) == {"data.path": ("--data", "d.yaml")}
+    assert given_settings(train("--data d.yaml"), TRAIN_SETTINGS) == {"data.path": ("--data", "d.yaml")}
     assert resolve("--data d.yaml").config.data == Config().data.model_copy(update={"path": "d.yaml"})
 
 
@@ -201,6 +229,36 @@ def test_bad_values_name_the_setting_and_the_flag(line, key, flag):
 @pytest.mark.parametrize(("line", "every"), [("--noval", 10**6), ("--noval --epochs 7", 7)])
 def test_noval_leaves_the_last_epoch(line, every):
     assert resolve(line).config.train.val_every == every
+
+
+# val.py and detect.py: the training's configuration, and flags over it
+
+
+def test_flags_of_validation():
+    trained = load_config(cfg="demo", sets=["train.batch_size=5", "val.iou=0.7", "data.imgsz=96"]).config
+    line = "--weights w --data d.yaml --conf 0 --max-det 7 --batch 3 --workers 0 --rect --set val.conf=0.2"
+    found = config_to_plain(resolve_use(val(line), trained, VAL_SETTINGS))
+    expected = config_to_plain(trained)
+    expected["data"] |= {"path": "d.yaml", "workers": 0, "rect": True}
+    expected["val"] |= {"conf": 0.2, "max_det": 7, "batch_size": 3}
+    assert found == expected
+
+
+def test_flags_of_detection():
+    trained = load_config(cfg="demo", sets=["val.detect_conf=0.4"]).config
+    line = "--weights w --source x --conf 0 --iou 0.1 --max-det 7 --img 64 96"
+    found = config_to_plain(resolve_use(detect(line), trained, DETECT_SETTINGS))
+    expected = config_to_plain(trained)
+    expected["data"] |= {"imgsz": [64, 96]}
+    expected["val"] |= {"detect_conf": 0, "detect_iou": 0.1, "max_det": 7}
+    assert found == expected
+    assert resolve_use(detect("--weights w --source x"), trained, DETECT_SETTINGS) == trained
+
+
+def test_override_takes_none_for_the_old_value_and_names_the_bad_one():
+    assert override(Config(), {"val.max_det": ("max_det", None)}) == Config()
+    with pytest.raises(UserError, match=r"val.max_det is 0 \(max_det\)"):
+        override(Config(), {"val.max_det": ("max_det", 0), "val.conf": ("conf", 0)})
 
 
 # --freeze
@@ -250,8 +308,12 @@ def test_the_demo_takes_flags():
     assert cfg.model == load_config(cfg="n").config.model
 
 
-def test_with_data_it_is_no_demo():
-    resolved = resolve("--data d.yaml")
+@pytest.mark.parametrize(
+    "line", ["--data d.yaml", "--set data.path=d.yaml", "--set data.path=d.yaml --epochs 100"]
+)
+def test_with_data_it_is_no_demo(line):
+    resolved = resolve(line)
+    assert resolved.config.data.path == "d.yaml"
     assert resolved.config.model == load_config(cfg="n").config.model
     assert resolved.config.train == load_config(hyp="default").config.train
     assert resolved.config.data.imgsz == 640

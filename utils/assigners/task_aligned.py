@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.assigners.candidates import find_candidates, finish, key_index, rank_key, settle
+from utils.config import AssignerConfig
 from utils.geometry.boxes import aligned_iou
 from utils.structures import Assignment, Predictions, Targets
 
@@ -48,6 +49,11 @@ class TaskAlignedAssigner:
         won = settle(point.flatten(1), bid.where(best >= 0, -1).flatten(1), num_points)
         owner = key_index(won, num_truths).where(won >= 0, -1)
         return finish(owner, truth, pred.levels, reach)
+
+
+def build_assigner(cfg: AssignerConfig) -> TaskAlignedAssigner:
+    """The assigner that a configuration names."""
+    return TaskAlignedAssigner(top_k=cfg.top_k, alpha=cfg.alpha, beta=cfg.beta)
 
 
 def _arange_like(tensor: Tensor) -> Tensor:

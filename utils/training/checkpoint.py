@@ -40,6 +40,8 @@ def load_checkpoint(path: str | Path, *, key: str = "ema") -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a file it cannot or must not read
         raise UserError(_explain(path)) from error
+    if isinstance(content, dict) and content.get("schema", SCHEMA) != SCHEMA:
+        raise UserError(f"{path} has schema {content['schema']}, this version reads schema {SCHEMA}")
     if not isinstance(content, dict) or not {"schema", "ema", "config", "names"} <= content.keys():
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path} is no ltrb checkpoint (it holds: {keys}). {_REMEDY}")
@@ -49,8 +51,6 @@ def load_checkpoint(path: str | Path, *, key: str = "ema") -> dict[str, Any]:
         )
     if key not in content:
         raise UserError(f"{path} holds no {key}: only last.pt can be resumed; best.pt is for --weights")
-    if content["schema"] != SCHEMA:
-        raise UserError(f"{path} has schema {content['schema']}, this version reads schema {SCHEMA}")
     return content
 
 

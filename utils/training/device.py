@@ -8,33 +8,48 @@ from utils.errors import UserError
 from utils.training.distributed import launched_by_torchrun
 
 
-def select_device(asked: str, *, command: str = "train.py") -> torch.device:
+def select_device(asked: str, *, launch: str = "") -> torch.device:
     """The device of a ``--device`` argument: '' (CUDA where there is one), 'cpu', '0', 'cuda:0'.
 
-    Several ('0,1') need one process each: without torchrun that is an error holding the line to type.
+    Several ('0,1') need one process each: an error that holds the torchrun line for ``launch``, the command
+    as typed, or asks for one device where that is ''. Under torchrun each process takes the GPU of its place
+    in the list. Float32 is float32 from here on: TF32 is off, mixed precision is for speed.
     """
-    name = asked.strip().lower().removeprefix("cuda:")
-    if launched_by_torchrun() and name != "cpu" and torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-        return device
-    if "," in name:
-        numbers = [part.strip() for part in name.split(",") if part.strip()]
-        line = (
-            f"CUDA_VISIBLE_DEVICES={','.join(numbers)} torchrun --nproc_per_node {len(numbers)} {command} ..."
-        )
-        raise UserError(f"--device {asked}: several GPUs need one process each. Type:\n  {line}")
-    if name in ("cpu", "") and (name or not torch.cuda.is_available()):
+    name = {"cuda": "0"}.get(asked.strip().lower(), asked.strip().lower().removeprefix("cuda:"))
+    if name == "cpu" or (not name and not torch.cuda.is_available()):
         return torch.device("cpu")
-    if name and name != "cuda" and not name.isdigit():
+    numbers = [part.strip() for part in name.split(",") if part.strip()]
+    if not all(number.isdigit() for number in numbers):
         raise UserError(f"--device {asked}: expected cpu, a GPU's number such as 0, or several as 0,1")
-    number = int(name) if name.isdigit() else 0
-    if number >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
+    if launched_by_torchrun():
+        return _use(_gpu_of_rank(numbers, asked), asked)
+    if len(numbers) > 1 and launch:
+        gpus, count = ",".join(numbers), len(numbers)
+        line = f"CUDA_VISIBLE_DEVICES={gpus} torchrun --nproc_per_node {count} {launch}"
+        raise UserError(f"--device {asked}: several GPUs need one process each. Type:\n  {line}")
+    if len(numbers) > 1:
+        raise UserError(f"--device {asked}: give one device, cpu or a GPU's number")
+    return _use(int(numbers[0]) if numbers else 0, asked)
+
+
+def _gpu_of_rank(numbers: list[str], asked: str) -> int:
+    """The GPU of this process of torchrun: that at its place in the list; without a list, its own number."""
+    place = int(os.environ["LOCAL_RANK"])
+    if not numbers:
+        return place
+    if place >= len(numbers):
+        raise UserError(f"--device {asked}: {len(numbers)} GPUs for more processes (--nproc_per_node)")
+    return int(numbers[place])
+
+
+def _use(number: int, asked: str) -> torch.device:
+    found = torch.cuda.device_count()
+    if number >= found:
         raise UserError(
             f"--device {asked}: CUDA device {number} is not there; this machine shows {found} CUDA "
             "device(s). Use --device cpu, or check the driver with nvidia-smi"
         )
+    torch.backends.cudnn.allow_tf32 = False
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device

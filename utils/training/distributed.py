@@ -1,10 +1,14 @@
 """The process group of a run. Every function is right, and cheap, in a run of one process."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+_PATIENCE = timedelta(hours=3)  # of ranks that wait while rank 0 validates
 
 
 def world_size() -> int:
@@ -42,7 +46,11 @@ def launched_by_torchrun() -> bool:
 def start(device: torch.device) -> None:
     """Join torchrun's process group: NCCL on CUDA, gloo elsewhere. Nothing to do in a run of one process."""
     if launched_by_torchrun() and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=_PATIENCE,
+            device_id=device if device.type == "cuda" else None,
+        )
 
 
 def stop() -> None:
@@ -67,3 +75,8 @@ def wrap(model: nn.Module, device: torch.device, *, sync_bn: bool) -> nn.Module:
     if sync_bn and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def keep_gradients(model: nn.Module, keep: bool) -> AbstractContextManager:
+    """Where ``keep``, gradients are only accumulated; otherwise ranks average them in the backward pass."""
+    return model.no_sync() if keep and isinstance(model, DistributedDataParallel) else nullcontext()

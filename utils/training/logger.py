@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -73,12 +74,17 @@ class ResultsLog:
                 self._events.add_scalar(key, value, int(row["epoch"]))
 
     def _keep_until(self, epoch: int) -> None:
-        """Drop the rows after ``epoch``: a resumed run writes them again."""
+        """Drop the rows after ``epoch``, which a resumed run writes again, and what a crash cut off."""
         if not self.path.exists():
             return
-        lines = self.path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines[1:] if int(line.split(",", 1)[0]) <= epoch]
-        self.path.write_text("".join(lines[:1] + kept))
+        with open(self.path, newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS) and row[0].isdigit()]
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows(row for row in rows if int(row[0]) <= epoch)
+        os.replace(temporary, self.path)
 
     def close(self) -> None:
         """Flush what is buffered."""

@@ -21,5 +21,7 @@ def make_run_folder(project: str | Path, name: str, *, exist_ok: bool = False) -
             folder.mkdir(exist_ok=exist_ok)
         except FileExistsError:
             continue
+        except OSError as error:
+            raise UserError(f"{folder}: this folder cannot be made ({error.strerror})") from error
         return folder
     raise AssertionError("unreachable: the counter does not end")

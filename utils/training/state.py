@@ -58,7 +58,8 @@ class TrainState:
         self.ema.model.load_state_dict(content["ema"])
         self.ema.updates = content["ema_updates"]
         self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
+        if content["scaler"] and self.scaler.is_enabled():  # fp16 before and now
+            self.scaler.load_state_dict(content["scaler"])
         self.epoch, self.step, self.best = content["epoch"], content["step"], dict(content["best"])
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from utils.errors import UserError
 from utils.training.checkpoint import load_checkpoint
 
 _SHOWN = 12  # skipped tensors listed one by one
@@ -22,12 +23,29 @@ def load_weights(model: nn.Module, path: str | Path, names: tuple[str, ...]) -> 
     if tuple(content["names"]) != tuple(names):
         tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("head.cls_outputs.")}
     skipped = load_tensors(model, tensors)
-    total = len(model.state_dict())
-    lines = [f"{path}: {total - len(skipped)} of {total} tensors loaded, {len(skipped)} start anew"]
-    lines += [f"  {name:<48} {reason}" for name, reason in skipped[:_SHOWN]]
-    if len(skipped) > _SHOWN:
-        lines.append(f"  ... and {len(skipped) - _SHOWN} more")
-    return "\n".join(lines)
+    own = list(model.state_dict())
+    if len(skipped) == len(own):
+        raise UserError(
+            f"{path}: not one of its tensors fits this model; leave out --cfg to take its architecture"
+        )
+    return _table(path, own, skipped, num_surplus=len(content["ema"].keys() - set(own)))
+
+
+def _table(path: str | Path, own: list[str], skipped: list[tuple[str, str]], *, num_surplus: int) -> str:
+    """What was loaded, part by part, and each tensor that was not."""
+    anew = {name for name, _ in skipped}
+    lines = [f"{path}: {len(own) - len(anew)} of {len(own)} tensors loaded, {len(anew)} start anew"]
+    for part in dict.fromkeys(
+        ".".join(name.split(".")[: 2 if name.startswith("head") else 1]) for name in own
+    ):
+        names = [name for name in own if name.startswith(f"{part}.")]
+        fresh = sum(name in anew for name in names)
+        lines.append(f"  {part:<24}{len(names) - fresh:>5} loaded{fresh:>5} anew")
+    lines += [f"  anew: {name:<42} {reason}" for name, reason in skipped[:_SHOWN]]
+    lines += [f"  ... and {len(skipped) - _SHOWN} more"] if len(skipped) > _SHOWN else []
+    return "\n".join(
+        lines + [f"  {num_surplus} tensors of the weights have no place here"] * bool(num_surplus)
+    )
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> list[tuple[str, str]]:

@@ -30,9 +30,9 @@ def gpus(monkeypatch):
     return pretend
 
 
-def refusal(asked, **options) -> str:
+def refusal(asked, launch="train.py --epochs 3") -> str:
     with pytest.raises(UserError) as error:
-        select_device(asked, **options)
+        select_device(asked, launch=launch)
     assert error.value.code == USAGE
     return str(error.value)
 

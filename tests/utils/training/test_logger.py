@@ -225,3 +225,15 @@ def test_a_loss_that_is_not_finite_ends_the_run(value, place):
 def test_losses_of_both_infinities_end_the_run():
     with pytest.raises(UserError):
         epoch_row(3, torch.tensor([math.inf, -math.inf, 0, 0]), lr=0.1, seconds=1, waited=0)
+
+
+@pytest.mark.parametrize("torn", ["3,0.", "3,0.1,0.2\n", "\n", "garbage\n"])
+def test_a_row_cut_off_by_a_crash_is_dropped_on_resume(tmp_path, torn):
+    log = ResultsLog(tmp_path)
+    for epoch in (1, 2):
+        log.write(row(epoch))
+    log.path.write_text(log.path.read_text() + torn)
+    log = ResultsLog(tmp_path, epochs_done=3)
+    log.write(row(3))
+    assert [found["epoch"] for found in read(tmp_path)] == ["1", "2", "3"]
+    assert all(None not in found and None not in found.values() for found in read(tmp_path))
