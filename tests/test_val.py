@@ -184,3 +184,9 @@ def test_weights_of_one_class_are_measured_as_one_class(command, shapes, tiny):
     result = command("val", "--weights", "runs/train/exp/weights/best.pt", *data, "--single-cls")
     assert result.code == 0 and "--single-cls is not needed" in result.err
     assert list(read_metrics("runs/val/exp")["per_class"]) == ["object"]
+
+
+def test_the_weights_decide_the_model(command, trained, shapes):
+    weights = ("--weights", trained / "weights" / "best.pt", "--data", shapes)
+    result = command("val", *weights, "--set", "model.reg_max=7")
+    assert result.code == 2 and "model.reg_max=7" in result.err and not Path("runs").exists()

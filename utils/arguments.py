@@ -71,7 +71,9 @@ def train_parser() -> argparse.ArgumentParser:
         "--resume", nargs="?", const="latest", metavar="PT", help="go on with the latest or the given last.pt"
     )
     add("--seed", type=int, metavar="N", help=_about("train.seed"))
-    add("--optimizer", choices=("AdamW", "SGD"), help=_about("train.optimizer"))
+    add(
+        "--optimizer", choices=("AdamW", "SGD"), help=_about("train.optimizer") + "; --hyp sgd sets its rates"
+    )
     add("--patience", type=int, metavar="N", help=_about("train.patience"))
     add("--freeze", type=_int_or_name, nargs="+", metavar="N", help="N parts, backbone or neck do not train")
     add(
@@ -261,7 +263,12 @@ def override(config: Config, given: Mapping[str, tuple[str, object]], sets: Sequ
         for section, values in config_to_plain(config).items()
         for name, value in values.items()
     }
-    return load_config(flags=old | given, sets=sets).config
+    changed = load_config(flags=old | given, sets=sets).config
+    if changed.model != config.model:
+        raise UserError(
+            f"--set {' '.join(sets)}: the weights decide the model section; train for another model"
+        )
+    return changed
 
 
 def _read_freeze(values: list[int | str]) -> int | str:
