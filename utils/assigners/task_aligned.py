@@ -27,14 +27,15 @@ class TaskAlignedAssigner:
 
     def __call__(self, scores: Tensor, boxes: Tensor, pred: Predictions, truth: Targets) -> Assignment:
         """Assign by detached scores (B, A, C) in [0, 1] and decoded boxes (B, A, 4) xyxy px."""
-        _, num_points, num_classes = scores.shape
+        batch, num_points, num_classes = scores.shape
         num_truths, reach = truth.labels.shape[1], pred.ltrb_logits.shape[-1] - 1
         candidates = find_candidates(truth, pred.levels, reach)
-        flat = candidates.index.flatten(1)  # in place below: fresh memory is what costs time here
-        labels = truth.labels.clamp(min=0).unsqueeze(-1).expand_as(candidates.index)
-        cell = (flat * num_classes).add_(labels.flatten(1))
-        score = scores.flatten(1).gather(1, cell).view_as(candidates.index)
-        near = boxes.gather(1, flat.unsqueeze(-1).expand(-1, -1, 4)).view(*candidates.index.shape, 4)
+        # Rows of the batch's points laid end to end; in place, as fresh memory is what costs time here.
+        first = torch.arange(batch, device=boxes.device).view(-1, 1, 1) * num_points
+        row = (candidates.index + first).flatten()
+        near = boxes.flatten(0, 1).index_select(0, row).view(*candidates.index.shape, 4)
+        labels = truth.labels.clamp(min=0).unsqueeze(-1).expand_as(candidates.index).flatten()
+        score = scores.flatten().index_select(0, row.mul_(num_classes).add_(labels)).view_as(candidates.index)
         iou = aligned_iou(near, truth.boxes.unsqueeze(2))
         metric = iou.pow_(self.beta).mul_(score.float().pow_(self.alpha))
 

@@ -14,7 +14,7 @@ EPS = 1e-7  # added to denominators: far below one square pixel, so proper boxes
 
 def box_area(boxes: Tensor) -> Tensor:
     """(..., 4) -> (...) area in px^2; a box turned inside out has area 0."""
-    return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
+    return (boxes[..., 2] - boxes[..., 0]).clamp_(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp_(min=0)
 
 
 def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
 def aligned_iou(first: Tensor, second: Tensor) -> Tensor:
     """(..., 4), (..., 4) -> (...) intersection over union in [0, 1]; 0 where both are empty. Broadcasts."""
     inter = _intersection(first, second)
-    return inter / (box_area(first) + (box_area(second) + EPS) - inter)
+    return inter / (box_area(first) + (box_area(second) + EPS)).sub_(inter)
 
 
 def aligned_ciou(first: Tensor, second: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def aligned_ciou(first: Tensor, second: Tensor) -> Tensor:
 
 def _intersection(first: Tensor, second: Tensor) -> Tensor:
     low = torch.maximum(first[..., :2], second[..., :2])
-    size = (torch.minimum(first[..., 2:], second[..., 2:]) - low).clamp(min=0)
+    size = torch.minimum(first[..., 2:], second[..., 2:]).sub_(low).clamp_(min=0)
     return size[..., 0] * size[..., 1]
 
 

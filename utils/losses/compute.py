@@ -69,11 +69,13 @@ def compute_loss(
 def gather_positives(positive: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """(B, A) mask -> the positives' points, in order, (B, P) int64, and which of the P are real, (B, P) bool.
 
-    P is ``most``, or A if that is less: a size known beforehand, so the device is not asked how many there
-    are. The rest of a row is point 0, not real.
+    P is ``most``, or A if that is less: a size known beforehand, so a GPU is not asked how many there are (on
+    a CPU P is as small as it can be). The rest of a row is point 0, not real.
     """
     batch, num_points = positive.shape
     most = min(most, num_points)
+    if positive.device.type == "cpu":  # where it costs nothing to ask
+        most = min(most, max(1, int(positive.sum(1).max())))
     slot = (positive.cumsum(1) - 1).where(positive, most)
     points = torch.arange(num_points, device=positive.device).expand(batch, -1)
     index = torch.zeros(batch, most + 1, dtype=torch.int64, device=positive.device).scatter_(1, slot, points)

@@ -44,13 +44,17 @@ class _QualityFocalLoss(torch.autograd.Function):
         entropy = functional.softplus(logits).addcmul_(logits, target, value=-1)  # log(1 + e^x) - x y
         score = logits.sigmoid()
         gap = score - target
-        factor = gap.square() if beta == 2 else gap.abs().pow(beta)
-        # beta |g|^(beta - 2), finite at g = 0, where it meets the factor g
-        slope = 2.0 if beta == 2 else beta * gap.abs().clamp(min=1e-12).pow(beta - 2)
-        by_target = -(factor * logits + slope * gap * entropy) if ctx.needs_input_grad[1] else None
-        steep = score.addcmul_(score, score, value=-1).mul_(entropy).mul_(slope)
-        loss = entropy.mul_(factor)
-        by_logits = gap.mul_(factor.add_(steep))
+        by_target = None
+        if ctx.needs_input_grad[1]:
+            by_target = -(gap.abs().pow(beta) * logits + _slope(gap, beta) * gap * entropy)
+        steep = score.addcmul_(score, score, value=-1).mul_(entropy)  # s (1 - s) E
+        if beta == 2:  # the default, without powers
+            loss = entropy.mul_(gap).mul_(gap)
+            by_logits = steep.mul_(2).addcmul_(gap, gap).mul_(gap)
+        else:
+            factor = gap.abs().pow(beta)
+            loss = entropy.mul_(factor)
+            by_logits = steep.mul_(_slope(gap, beta)).add_(factor).mul_(gap)
         ctx.save_for_backward(by_logits, by_target)
         return loss
 
@@ -59,3 +63,8 @@ class _QualityFocalLoss(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         by_logits, by_target = ctx.saved_tensors
         return grad * by_logits, None if by_target is None else grad * by_target, None
+
+
+def _slope(gap: Tensor, beta: float) -> Tensor:
+    """beta |g|^(beta - 2), finite at g = 0, where it meets a factor g."""
+    return beta * gap.abs().clamp(min=1e-12).pow(beta - 2)
