@@ -26,8 +26,13 @@ STEPS = 20
 
 
 def golden_losses(steps: int = STEPS) -> list[dict[str, float]]:
-    """The three terms at each step: the demo model on augmented generated pictures, float32, seed 0."""
-    cfg = load_config(cfg="demo", sets=("data.imgsz=128", "train.batch_size=8", "data.workers=0")).config
+    """The three terms at each step: the demo model on augmented generated pictures, float32, seed 0.
+
+    By SGD: Adam's first steps are the signs of the gradients, which turns the last bit of a sum, and so the
+    number of threads, into another course.
+    """
+    sets = ("data.imgsz=128", "train.batch_size=8", "data.workers=0", "train.optimizer=SGD")
+    cfg = load_config(cfg="demo", sets=sets).config
     seed_everything(cfg.train.seed)
     with tempfile.TemporaryDirectory() as folder:
         make_shapes(Path(folder) / "shapes", num_train=32, num_val=1, sides=(96, 160))
@@ -42,7 +47,7 @@ def golden_losses(steps: int = STEPS) -> list[dict[str, float]]:
             for batch in loader:
                 loss, terms = compute_loss(model(batch.images), batch.truth, assign, cfg.loss)
                 loss.backward()
-                state.update(lr=1e-3, clip_norm=cfg.train.clip_norm)
+                state.update(lr=5e-3, clip_norm=cfg.train.clip_norm)
                 rows.append({name: term.item() for name, term in terms.items()})
     return rows[:steps]
 

@@ -68,6 +68,7 @@ def test_resume_equals_the_uninterrupted_run(command, trained, tmp_path):
     folder = tmp_path / "stopped"
     (folder / "weights").mkdir(parents=True)
     shutil.copy(trained / "weights" / "epoch2.pt", folder / "weights" / "last.pt")
+    shutil.copy(trained / "weights" / "best.pt", folder / "weights" / "best.pt")
     lines = (trained / "results.csv").read_text().splitlines(keepends=True)
     (folder / "results.csv").write_text("".join(lines[:4]))  # as if killed in the midst of epoch 4
     assert command("train", "--resume", folder / "weights" / "last.pt", "--noplots").code == 0

@@ -71,9 +71,9 @@ def test_cpu_where_there_is_a_gpu(gpus):
 @pytest.mark.parametrize("asked", ["0,1", "cuda:0,1", "0, 1", "0,1,"])
 def test_several_gpus_are_answered_with_the_line_to_type(gpus, asked):
     gpus(2)
-    text = refusal(asked, command="val.py")
+    text = refusal(asked, launch="train.py --data a.yaml")
     assert "CUDA_VISIBLE_DEVICES=0," in text.replace(" ", "")
-    assert "torchrun --nproc_per_node 2 val.py" in text
+    assert "torchrun --nproc_per_node 2 train.py --data a.yaml" in text
 
 
 def test_the_line_names_the_devices(gpus):
