@@ -233,14 +233,14 @@ def publish(new: Path, root: Path, aside: Path) -> None:
     Of two processes at one recipe the first one's folder stays. A foreign folder is never moved or replaced.
     """
     recipe = read_recipe(new)
-    if read_recipe(root) not in (None, recipe):
-        with suppress(FileNotFoundError):  # another process has just moved it
-            os.replace(root, aside)
-    try:
-        os.replace(new, root)
-    except OSError:
-        if read_recipe(root) != recipe:
-            raise
+    for attempt in range(100):  # other processes may move folders in between
+        if (found := read_recipe(root)) == recipe:
+            return
+        with suppress(OSError):
+            if found:
+                os.replace(root, aside.with_name(f"old{attempt}"))
+            return os.replace(new, root)
+    os.replace(new, root)
 
 
 def make_shapes(
