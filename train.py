@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.check import audit_bins
-from data.dataset import Batch
+from data.dataset import Batch, unpad
 from data.index import Index, load_split
 from data.letterbox import rounding_note
 from data.loader import batches, make_train_loader, make_val_loader
@@ -137,12 +137,8 @@ def train_epoch(model: nn.Module, state: TrainState, loader: DataLoader, cfg: Co
     assign, group = build_assigner(cfg.assigner), cfg.train.accumulation
     num_batches = len(loader) * cfg.train.epochs
     warmup = warmup_steps(cfg.train, num_batches, len(loader))
-    sums, norms, norm, shown = (
-        torch.zeros(3, device=device),
-        [],
-        torch.zeros((), device=device),
-        DelayedValues(),
-    )
+    sums, norm = torch.zeros(3, device=device), torch.zeros((), device=device)
+    norms, shown = [], DelayedValues()
     name, begun, waited = f"{state.epoch + 1}/{cfg.train.epochs}", time.perf_counter(), 0.0
     bar = tqdm(batches(loader), total=len(loader), desc=table_line(name, [], ""), leave=False, disable=None)
     asked = begun
@@ -260,9 +256,7 @@ def describe(settings: Resolved, model: Detector, data: Data, folder: Path, *, d
     sizes = np.repeat(index.sizes, np.diff(index.offsets), axis=0)
     plot_labels(folder / "labels.jpg", labels=index.labels, boxes=index.boxes, sizes=sizes, names=names)
     batch = next(batches(data.train))
-    boxes = [boxes[valid] for boxes, valid in zip(batch.truth.boxes, batch.truth.valid, strict=True)]
-    labels = [labels[valid] for labels, valid in zip(batch.truth.labels, batch.truth.valid, strict=True)]
-    save_grid(folder / "train_batch0.jpg", batch.images, boxes, labels, names=names)
+    save_grid(folder / "train_batch0.jpg", batch.images, *unpad(batch.truth), names=names)
 
 
 def finish(folder: Path, data: Data, cfg: Config, device: torch.device, *, plots: bool) -> None:

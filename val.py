@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from data.dataset import unpad
 from data.index import Index, load_split, path_of
 from data.letterbox import restore, rounding_note
 from data.loader import batches, make_val_loader
@@ -83,11 +84,8 @@ def save_val_pictures(folder: Path, model: Detector, loader: DataLoader, names, 
     with torch.inference_mode():
         pred = model(batch.images.to(device))
     found = postprocess(pred, conf=cfg.detect_conf, iou=cfg.detect_iou, max_det=cfg.max_det)
-    valid = batch.truth.valid
-    true_boxes = [boxes[keep] for boxes, keep in zip(batch.truth.boxes, valid, strict=True)]
-    true_labels = [labels[keep] for labels, keep in zip(batch.truth.labels, valid, strict=True)]
     show = {"names": names, "titles": titles}
-    save_grid(folder / "val_batch0_labels.jpg", batch.images, true_boxes, true_labels, **show)
+    save_grid(folder / "val_batch0_labels.jpg", batch.images, *unpad(batch.truth), **show)
     save_grid(
         folder / "val_batch0_pred.jpg",
         batch.images,

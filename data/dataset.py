@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -115,6 +114,12 @@ def collate(samples: list[Sample | UserError]) -> Batch | UserError:
     return Batch(images, truth, [s.picture for s in samples], [s.letterbox for s in samples])
 
 
+def unpad(truth: Targets) -> tuple[list[Tensor], list[Tensor]]:
+    """Boxes (n, 4) and labels (n,) of each picture, without the padding."""
+    pairs = [(boxes[valid], labels[valid]) for boxes, labels, valid, _ in zip(*truth, strict=True)]
+    return [boxes for boxes, _ in pairs], [labels for _, labels in pairs]
+
+
 class _DecodedPictures:
     """The last ``capacity`` decoded pictures, so that a group's mosaics need one decode of each picture."""
 
@@ -126,7 +131,7 @@ class _DecodedPictures:
         if number in self._pictures:
             self._pictures.move_to_end(number)
         else:
-            self._pictures[number] = decode_image(Path(path_of(self.index, number)))
+            self._pictures[number] = decode_image(path_of(self.index, number))
             if len(self._pictures) > self.capacity:
                 self._pictures.popitem(last=False)
         return self._pictures[number]

@@ -166,3 +166,17 @@ def test_collate_does_not_alias_its_samples(index):
     batch.images.zero_()
     batch.truth.boxes.zero_()
     assert np.array_equal(sample.image, image) and np.array_equal(sample.boxes, boxes)
+
+
+def test_unpad_gives_back_what_collate_padded():
+    def make(count: int) -> Sample:
+        boxes = np.arange(4 * count, dtype=np.float32).reshape(count, 4)
+        return Sample(
+            np.zeros((32, 32, 3), np.uint8), boxes, np.arange(count), np.zeros(count, bool), 0, None
+        )
+
+    samples = [make(count) for count in (2, 0, 3)]
+    boxes, labels = data.dataset.unpad(collate(samples).truth)
+    for sample, box, label in zip(samples, boxes, labels, strict=True):
+        np.testing.assert_array_equal(box, sample.boxes)
+        np.testing.assert_array_equal(label, sample.labels)
