@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from data import shapes
 from utils.errors import DATA, USAGE, UserError
@@ -268,7 +269,6 @@ def test_ensure_makes_only_the_shipped_set_and_only_once(tmp_path, monkeypatch, 
 
 
 def test_shipped_yaml_points_at_the_shipped_folder():
-    yaml = pytest.importorskip("yaml")
     spec = yaml.safe_load(shapes.SHIPPED_YAML.read_text())
     assert (shapes.SHIPPED_YAML.parent / spec["path"]).resolve() == shapes.SHIPPED_ROOT
     assert tuple(spec["names"].values()) == shapes.CLASSES
