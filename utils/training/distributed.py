@@ -1,5 +1,6 @@
 """The process group of a run. Every function is right, and cheap, in a run of one process."""
 
+import gc
 import os
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -54,8 +55,13 @@ def start(device: torch.device) -> None:
 
 
 def stop() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one. Whoever holds a model made by ``wrap`` lets go of it first.
+
+    A wrapped model keeps the group's threads alive; still running when the interpreter ends, they abort the
+    process (exit code -6, "terminate called without an active exception").
+    """
     if distributed.is_initialized():
+        gc.collect()  # DDP sits in reference cycles
         distributed.destroy_process_group()
 
 

@@ -31,13 +31,15 @@ assert total.tolist() == [3.0, 1.0] and not total.requires_grad
 assert value.tolist() == [1.0 + rank, 0.5]
 assert d.from_rank_zero({"rank": rank, "path": "x"}) == {"rank": 0, "path": "x"}
 d.barrier()
-torch.manual_seed(rank)
-model = nn.Linear(2, 1)
-wrapped = d.wrap(model, torch.device("cpu"), sync_bn=True)
-wrapped(torch.full((1, 2), float(rank))).sum().backward()
-weights = d.global_sum(model.weight)
-assert torch.allclose(weights, 2 * model.weight)  # rank 0's, on both
-assert model.weight.grad.tolist() == [[0.5, 0.5]]  # the mean of 0 and 1
+def average():
+    torch.manual_seed(rank)
+    model = nn.Linear(2, 1)
+    wrapped = d.wrap(model, torch.device("cpu"), sync_bn=True)
+    wrapped(torch.full((1, 2), float(rank))).sum().backward()
+    weights = d.global_sum(model.weight)
+    assert torch.allclose(weights, 2 * model.weight)  # rank 0's, on both
+    assert model.weight.grad.tolist() == [[0.5, 0.5]]  # the mean of 0 and 1
+average()  # a function, so that the wrapped model is gone before the group is
 d.stop()
 assert d.world_size() == 1
 d.stop()
