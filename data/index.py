@@ -42,7 +42,7 @@ class Index(NamedTuple):
     paths: np.ndarray  # (N,) bytes, absolute; see path_of
     sizes: np.ndarray  # (N, 2) int32 height, width, EXIF orientation applied
     offsets: np.ndarray  # (N + 1,) int64; the boxes of picture i are the rows offsets[i]:offsets[i + 1]
-    boxes: np.ndarray  # (T, 4) float32 xyxy, pixels of the original picture
+    boxes: np.ndarray  # (T, 4) float64 xyxy, pixels of the original picture
     labels: np.ndarray  # (T,) int64 class index
     ignore: np.ndarray  # (T,) bool, crowd or difficult
     areas: np.ndarray  # (T,) float32 px^2, the area that decides COCO's small, medium, large

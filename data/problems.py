@@ -1,10 +1,11 @@
 """Faults in a data set, gathered over a whole split so that the user mends them in one go."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from utils.errors import DATA, UserError
 
 SHOWN = 10
+Policy = Literal["stop", "skip", "clip"]  # data.label_errors
 
 
 class Problem(NamedTuple):
@@ -13,16 +14,20 @@ class Problem(NamedTuple):
     path: str
     line: int  # from 1; 0 where the file as a whole is meant
     text: str  # what is wrong, with the offending value
+    kind: str = "label"  # one word or two, the same for alike faults: the doctor counts by it
+
+
+def show_problem(problem: Problem) -> str:
+    """``path:line: text``."""
+    where = f"{problem.path}:{problem.line}" if problem.line else problem.path
+    return f"{where}: {problem.text}"
 
 
 def check_problems(problems: list[Problem], where: str) -> None:
     """Raise one error with the first faults and their total; nothing where there are none."""
     if not problems:
         return
-    shown = [
-        f"  {path}:{line}: {text}" if line else f"  {path}: {text}"
-        for path, line, text in sorted(problems)[:SHOWN]
-    ]
+    shown = [f"  {show_problem(problem)}" for problem in sorted(problems)[:SHOWN]]
     left = len(problems) - len(shown)
     more = [f"  ... and {left} more"] if left else []
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

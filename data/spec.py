@@ -26,6 +26,11 @@ class DataSpec(NamedTuple):
     names: tuple[str, ...]
     category_ids: tuple[int, ...]  # class index -> id in the source; for YOLO labels the index itself
     search: tuple[Path, ...]  # where relative entries of `splits` are looked up, in this order
+    format: str = "yolo"  # or "coco", "voc"
+    images: dict[str, str] = {}  # split -> folder of its pictures, as written (COCO, VOC)
+    annotations: dict[str, str] = {}  # split -> folder of its XML files, as written (VOC)
+    voc_offset: int = 0  # subtracted from xmin and ymin: 1 for files that count pixels from 1
+    downloads: tuple = ()  # of data.download.Download
 
 
 def load_data_spec(path: str | Path, *, single_cls: bool = False) -> DataSpec:

@@ -20,6 +20,14 @@ class Result(NamedTuple):
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Tests keep their caches apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LTRB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _two_threads():
     torch.set_num_threads(min(2, torch.get_num_threads()))
 

@@ -93,6 +93,12 @@ class DataConfig(Section):
     )
     single_cls: bool = Field(False, description="treat all classes as one")
     workers: CountOrZero | None = Field(None, description="loader processes; null = chosen from the cores")
+    label_errors: Literal["stop", "skip", "clip"] = Field(
+        "stop", description="what faulty labels do: end the run, be left out, or (beyond the picture) be cut"
+    )
+    cache: Literal["none", "ram", "disk"] = Field(
+        "none", description="keep the training pictures decoded, at training size"
+    )
     group: Count = Field(32, description="positions of the epoch's permutation that share mosaic partners")
 
 

@@ -1,0 +1,77 @@
+"""Files in the user's cache directory: arrays of plain numbers and text, keyed by what they were made from.
+
+Nothing is ever pickled, and nothing lies in the data set's own folder. A cache that cannot be read or written
+costs time, never a run: readers get None, writers print one line.
+"""
+
+import hashlib
+import os
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+GONE = (-1, -1)  # what stands for a file that is not there
+
+
+def cache_folder() -> Path:
+    """``$LTRB_CACHE``, else the system's place for caches: ``~/.cache/ltrb`` on Linux (or by XDG_CACHE_HOME)."""
+    if ours := os.environ.get("LTRB_CACHE"):
+        return Path(ours).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "ltrb"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "ltrb"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ltrb"
+
+
+def stat_files(paths: list[str]) -> np.ndarray:
+    """(n, 2) int64 size and modification time (ns) of every file; ``GONE`` for one that is not there."""
+    values = []
+    for path in paths:
+        try:
+            state = os.stat(path)
+        except (OSError, ValueError):  # ValueError: a NUL in the path
+            values += GONE
+        else:
+            values += (state.st_size, state.st_mtime_ns)
+    return np.array(values, np.int64).reshape(-1, 2)
+
+
+def load_arrays(kind: str, key: str) -> dict[str, np.ndarray] | None:
+    """The arrays saved under ``key``, or None where there are none, or none that can be read."""
+    try:
+        with np.load(_path_of(kind, key), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def save_arrays(kind: str, key: str, arrays: dict[str, np.ndarray]) -> None:
+    """Keep ``arrays`` under ``key``: the old file stays whole until the new one is complete."""
+    path = _path_of(kind, key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+            try:
+                np.savez(part, **arrays)
+                part.close()
+                os.replace(part.name, path)
+            except OSError:
+                os.unlink(part.name)
+                raise
+    except OSError as error:
+        print(
+            f"cache not written: {path}: {error.strerror or error} (LTRB_CACHE chooses the folder)",
+            file=sys.stderr,
+        )
+
+
+def _path_of(kind: str, key: str) -> Path:
+    return (
+        cache_folder()
+        / kind
+        / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.npz"
+    )
