@@ -26,11 +26,11 @@ class DataSpec(NamedTuple):
     names: tuple[str, ...]
     category_ids: tuple[int, ...]  # class index -> id in the source; for YOLO labels the index itself
     search: tuple[Path, ...]  # where relative entries of `splits` are looked up, in this order
-    format: str = "yolo"  # or "coco", "voc"
-    images: dict[str, str] = {}  # split -> folder of its pictures, as written (COCO, VOC)
-    annotations: dict[str, str] = {}  # split -> folder of its XML files, as written (VOC)
-    voc_offset: int = 0  # subtracted from xmin and ymin: 1 for files that count pixels from 1
-    downloads: tuple = ()  # of data.download.Download
+    format: str  # "yolo", "coco" or "voc"
+    images: dict[str, str]  # split -> folder of its pictures, as written (COCO, VOC)
+    annotations: dict[str, str]  # split -> folder of its XML files, as written (VOC)
+    voc_offset: int  # subtracted from xmin and ymin: 1 for files that count pixels from 1
+    downloads: tuple  # of data.download.Download
 
 
 def load_data_spec(path: str | Path, *, single_cls: bool = False) -> DataSpec:
@@ -48,7 +48,7 @@ def load_data_spec(path: str | Path, *, single_cls: bool = False) -> DataSpec:
     names = ("object",) if single_cls else _read_names(yaml, content)
     roots = _find_roots(yaml, content.get("path"))
     search = tuple(dict.fromkeys((*roots, yaml.parent, Path.cwd())))
-    return DataSpec(yaml, roots[0], splits, names, tuple(range(len(names))), search)
+    return DataSpec(yaml, roots[0], splits, names, tuple(range(len(names))), search, "yolo", {}, {}, 0, ())
 
 
 def find_data_yaml(path: str | Path) -> Path:
