@@ -17,7 +17,7 @@ GONE = (-1, -1)  # what stands for a file that is not there
 
 
 def cache_folder() -> Path:
-    """``$LTRB_CACHE``, else the system's place for caches: on Linux ``$XDG_CACHE_HOME/ltrb`` or ``~/.cache/ltrb``."""
+    """``$LTRB_CACHE``, else the system's folder for caches (Linux: ``$XDG_CACHE_HOME`` or ``~/.cache``), ``/ltrb``."""
     if ours := os.environ.get("LTRB_CACHE"):
         return Path(ours).expanduser()
     if sys.platform == "darwin":
