@@ -11,8 +11,8 @@ import numpy as np
 
 from data.images import decode_image
 from data.letterbox import rounding_note
-from data.spec import SUFFIXES
-from inference import load_detector
+from data.listing import SUFFIXES
+from inference import LoadedDetector, load_detector
 from utils.arguments import DETECT_SETTINGS, detect_parser, resolve_use
 from utils.errors import DATA, OK, UserError, run_main
 from utils.plots.draw import draw_boxes
@@ -34,12 +34,11 @@ def main() -> int:
     results, unreadable = ResultFolder(folder, detector.names, args), 0
     for path in pictures:
         try:
-            picture = decode_image(path)
+            found, picture = look_at(path, detector, args)
         except UserError as error:
             print(f"skipped: {error}", file=sys.stderr)
             unreadable += 1
             continue
-        found = detector(picture, classes=args.classes, agnostic=args.agnostic_nms)
         print(f"{path}: {summarise(found, detector.names)}")
         results.write(path, picture, found)
     print(f"{len(pictures) - unreadable} pictures done, {unreadable} skipped; results: {folder}")
@@ -97,6 +96,21 @@ def summarise(found: Detections, names: tuple[str, ...]) -> str:
     return f"{found.size[0]}x{found.size[1]} {', '.join(parts) or 'nothing found'}"
 
 
+def look_at(
+    path: Path, detector: LoadedDetector, args: argparse.Namespace
+) -> tuple[Detections, np.ndarray | None]:
+    """What is found in a picture, and its whole pixels if results are cut or drawn from them.
+
+    One decode, unless the detector takes a reduced one.
+    """
+    picture = None
+    if not args.nosave or args.save_crop:
+        picture = decode_image(path)
+    whole = picture is not None and detector.plan(picture.shape[:2]).reduction == 1
+    found = detector(picture if whole else path, classes=args.classes, agnostic=args.agnostic_nms)
+    return found, picture
+
+
 class ResultFolder:
     """Writes the results of one run; a file name used twice (two folders, one picture name) gets a number."""
 
@@ -104,7 +118,7 @@ class ResultFolder:
         self.folder, self.names, self.args = folder, names, args
         self._written: set[Path] = set()
 
-    def write(self, path: Path, picture: np.ndarray, found: Detections) -> None:
+    def write(self, path: Path, picture: np.ndarray | None, found: Detections) -> None:
         """The picture with its boxes, its label file and its crops, as asked for."""
         args = self.args
         if not args.nosave:

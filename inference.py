@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.images import decode_image
-from data.letterbox import apply_letterbox, input_shape, plan_letterbox, rect_shape, restore
+from data.images import decode_image, read_size
+from data.letterbox import Letterbox, apply_letterbox, input_shape, plan_letterbox, rect_shape, restore
 from models.detector import Detector, build_detector
 from utils.arguments import override
 from utils.config import Config
@@ -29,6 +29,12 @@ class LoadedDetector:
         """(height, width) of the input."""
         return input_shape(self.config.data.imgsz, self.stride)
 
+    def plan(self, size: tuple[int, int], *, rect: bool | None = None) -> Letterbox:
+        """How a picture of ``size`` (height, width) lies in its input; ``rect`` as in a call."""
+        config = override(self.config, {"data.rect": ("rect", rect)})
+        shape = rect_shape(size, self.shape, self.stride) if config.data.rect else self.shape
+        return plan_letterbox(size, shape)
+
     def __call__(
         self,
         picture: str | Path | np.ndarray,
@@ -42,15 +48,18 @@ class LoadedDetector:
     ) -> Detections:
         """The objects of one picture: a path, or (H, W, 3) uint8 RGB. Boxes are in the picture's own pixels.
 
+        A file much larger than the input is decoded reduced, as in training and validation; an array is
+        resized, which gives pixels that differ a little.
         Thresholds and ``rect`` (pad to a multiple of the stride, not to a square) default to ``config``'s.
         """
         given = {"val.detect_conf": ("conf", conf), "val.detect_iou": ("iou", iou)}
-        given |= {"val.max_det": ("max_det", max_det), "data.rect": ("rect", rect)}
-        config = override(self.config, given)
-        pixels = picture if isinstance(picture, np.ndarray) else decode_image(picture)
-        shape = rect_shape(pixels.shape[:2], self.shape, self.stride) if config.data.rect else self.shape
-        letterbox = plan_letterbox(pixels.shape[:2], shape)
-        image = torch.from_numpy(apply_letterbox(pixels, letterbox)).permute(2, 0, 1)[None]
+        config = override(self.config, given | {"val.max_det": ("max_det", max_det)})
+        if isinstance(picture, np.ndarray):
+            letterbox = self.plan(picture.shape[:2], rect=rect)
+        else:
+            letterbox = self.plan(read_size(picture), rect=rect)
+            picture = decode_image(picture, reduction=letterbox.reduction, size=letterbox.size)
+        image = torch.from_numpy(apply_letterbox(picture, letterbox)).permute(2, 0, 1)[None]
         with torch.inference_mode():
             pred = self.model(image.to(self.device))
         (found,) = postprocess(

@@ -17,7 +17,7 @@ GONE = (-1, -1)  # what stands for a file that is not there
 
 
 def cache_folder() -> Path:
-    """``$LTRB_CACHE``, else the system's folder for caches (Linux: ``$XDG_CACHE_HOME`` or ``~/.cache``), ``/ltrb``."""
+    """``$LTRB_CACHE``, else ``ltrb`` in the system's folder for caches (``~/.cache`` on Linux)."""
     if ours := os.environ.get("LTRB_CACHE"):
         return Path(ours).expanduser()
     if sys.platform == "darwin":
@@ -44,8 +44,8 @@ def load_arrays(kind: str, key: str) -> dict[str, np.ndarray] | None:
     """The arrays saved under ``key``, or None where there are none, or none that can be read."""
     try:
         with np.load(_path_of(kind, key), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return {name: file[name] for name in file.files} or None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 

@@ -1,15 +1,21 @@
 """The one place where picture files become pixels: (H, W, 3) uint8 RGB, turned as the EXIF orientation says.
 
-Ordinary 8-bit JPEG and PNG go through OpenCV, everything else through Pillow. What is decided here:
+Ordinary JPEGs and PNGs go through OpenCV, everything else through Pillow. What is decided here:
 
 * transparency: alpha is dropped, the colours below it stay as stored (OpenCV does the same);
 * 16 bits a channel: the high byte is kept (``>> 8``), no stretching to the picture's own range;
 * several frames, pages or pictures in a file: the first one;
-* a file cut short is an error. Half-grey pictures (some OpenCV releases return them) would train silently.
+* a file cut short is an error. Half-grey pictures (some OpenCV releases return them) would train silently;
+* a picture larger than its use is decoded at 1/2, 1/4 or 1/8 (``choose_reduction``), where that divides both
+  sides: pixel i of the reduced picture covers the pixels [ri, ri + r) of the whole one, whatever the
+  orientation, so boxes scale by exactly 1/r. JPEGs then skip most of their inverse transform; all else is
+  decoded whole and averaged.
+
+Sizes are (height, width).
 """
 
-import io
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -20,23 +26,50 @@ from utils.errors import DATA, UserError
 MAX_PIXELS = 200_000_000
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF")  # none that starts other programs
 ORIENTATION = 0x0112  # EXIF tag
-PNG_BIT_DEPTH = 24  # its offset in the file: the header chunk always comes first
 # Orientation is applied by us on every path, so that header and pixels cannot disagree.
 CV2_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+# The flags called GRAYSCALE hold the reduction alone; those called COLOR ask for BGR as well.
+REDUCTIONS = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
 
 # Pillow's own limit (89 megapixels) would warn and then refuse below ours.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 
-def decode_image(path: str | Path) -> np.ndarray:
-    """Pixels of a picture file, (H, W, 3) uint8 RGB, EXIF orientation applied."""
+def choose_reduction(size: tuple[int, int], needed: tuple[float, float]) -> int:
+    """The largest of 1, 2, 4, 8 that divides both sides of ``size`` and leaves at least ``needed`` on both.
+
+    The rule of training, validation and detection alike. 1 for pictures smaller than ``needed``.
+    """
+    fits = (
+        reduction
+        for reduction in REDUCTIONS
+        if all(
+            side % reduction == 0 and side >= reduction * least
+            for side, least in zip(size, needed, strict=True)
+        )
+    )
+    return max(fits, default=1)
+
+
+def decode_image(path: str | Path, *, reduction: int = 1, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Pixels of a picture file, (H / reduction, W / reduction, 3) uint8 RGB, EXIF orientation applied.
+
+    ``size`` is the whole picture's as the caller knows it, from ``read_size`` or the index: a file that has
+    another one by now is an error, like every file that cannot be read whole. ``reduction`` must divide both
+    sides (``choose_reduction``).
+    """
     try:
-        data = Path(path).read_bytes()
-        with _open(io.BytesIO(data)) as image:
+        with open(path, "rb") as file, _open(file) as image:
+            _check_size(_size(image), size, reduction)
             orientation = _orientation(image)
-            pixels = _decode_fast(data, image) if _is_ordinary(data, image) else None
+            pixels = _decode_with_opencv(file, image, reduction)
             if pixels is None:
-                pixels = _decode_with_pillow(image)
+                pixels = _average(_decode_with_pillow(image), reduction)
     # On malformed files Pillow's and OpenCV's parsers raise nearly anything (SyntaxError, struct.error, ...).
     except Exception as error:
         raise _picture_error(path, error) from error
@@ -47,13 +80,12 @@ def read_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of a picture as ``decode_image`` returns it, from the header only."""
     try:
         with _open(path) as image:
-            width, height = image.size
-            return (width, height) if _orientation(image) >= 5 else (height, width)
+            return _size(image)
     except Exception as error:  # as above
         raise _picture_error(path, error) from error
 
 
-def _open(source):
+def _open(source: str | Path | BinaryIO) -> Image.Image:
     """Read the header with Pillow and check the pixel limit."""
     image = Image.open(source, formats=FORMATS)
     width, height = image.size
@@ -64,9 +96,25 @@ def _open(source):
     return image
 
 
+def _size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (width, height) if _orientation(image) >= 5 else (height, width)
+
+
+def _check_size(found: tuple[int, int], known: tuple[int, int] | None, reduction: int) -> None:
+    if known is not None and found != tuple(known):
+        raise ValueError(
+            f"{found[1]} x {found[0]} pixels now, {known[1]} x {known[0]} when the run began; start it again"
+        )
+    if found[0] % reduction or found[1] % reduction:
+        raise ValueError(f"{found[1]} x {found[0]} pixels cannot be reduced by {reduction}")
+
+
 def _picture_error(path: str | Path, error: Exception) -> UserError:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         reason = f"larger than the limit of {MAX_PIXELS // 10**6} megapixels ({error}); make it smaller"
+    elif isinstance(error, Image.UnidentifiedImageError) and Path(path).stat().st_size == 0:
+        reason = "the file is empty"
     elif isinstance(error, Image.UnidentifiedImageError):
         reason = f"not a picture of a known format ({', '.join(FORMATS)})"
     elif isinstance(error, OSError) and error.strerror:
@@ -95,23 +143,35 @@ def _orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels
 
 
-def _is_ordinary(data: bytes, image: Image.Image) -> bool:
-    if image.format in ("JPEG", "MPO"):  # MPO: a JPEG with more pictures behind it
-        return image.mode in ("L", "RGB")
-    return image.format == "PNG" and data[PNG_BIT_DEPTH] == 8
+def _decode_with_opencv(file: BinaryIO, image: Image.Image, reduction: int) -> np.ndarray | None:
+    """Reduced pixels of ordinary JPEGs and PNGs, not yet turned. None for all else.
 
-
-def _decode_fast(data: bytes, image: Image.Image) -> np.ndarray | None:
-    """OpenCV's pixels, or None where it fails: then Pillow has the last word and names the reason."""
-    if image.format == "PNG":
-        if data.rfind(b"IEND") < 0:
-            return None
-    elif data.rfind(b"\xff\xd9", _jpeg_scan_start(data)) < 0:
-        raise ValueError("the file is truncated: the JPEG end marker is missing")
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), CV2_FLAGS)
-    if pixels is None or pixels.shape[:2] != (image.height, image.width):
+    None also where OpenCV fails: then Pillow has the last word and names the reason.
+    """
+    if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):  # MPO: more pictures follow the JPEG
+        decode = _decode_jpeg
+    # Of an animated PNG, OpenCV returns the first frame, even where that is not the PNG's own picture.
+    elif image.format == "PNG" and not image.is_animated:
+        decode = _decode_png
+    else:
         return None
-    return pixels
+    file.seek(0)
+    pixels = decode(file.read(), reduction)
+    right = pixels is not None and pixels.shape[:2] == (image.height // reduction, image.width // reduction)
+    return pixels if right else None
+
+
+def _decode_jpeg(data: bytes, reduction: int) -> np.ndarray | None:
+    if data.rfind(b"\xff\xd9", _jpeg_scan_start(data)) < 0:
+        raise ValueError("the file is truncated: the JPEG end marker is missing")
+    return cv2.imdecode(np.frombuffer(data, np.uint8), CV2_FLAGS | REDUCTIONS[reduction])
+
+
+def _decode_png(data: bytes, reduction: int) -> np.ndarray | None:
+    if data.rfind(b"IEND") < 0:  # the end chunk
+        return None
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), CV2_FLAGS)
+    return None if pixels is None else _average(pixels, reduction)
 
 
 def _jpeg_scan_start(data: bytes) -> int:
@@ -148,3 +208,11 @@ def _grey_from_16_bits(pixels: np.ndarray) -> np.ndarray:
     if low < 0 or high > 65535:
         raise ValueError(f"pixels range from {low} to {high}, more than 16 bits; convert the picture")
     return np.repeat((pixels >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _average(pixels: np.ndarray, reduction: int) -> np.ndarray:
+    """The means of blocks of ``reduction`` x ``reduction`` pixels, which fill the picture exactly."""
+    if reduction == 1:
+        return pixels
+    height, width = pixels.shape[0] // reduction, pixels.shape[1] // reduction
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)

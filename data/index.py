@@ -4,36 +4,20 @@ Packed, because loader workers share these arrays without copying: a Python obje
 one reference count at a time, into every worker.
 """
 
+import json
 import os
-from array import array
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data.images import read_size
-from data.problems import Problem, check_problems
-from data.spec import DataSpec, list_pictures
-from data.yolo import (
-    BOX_COLUMNS,
-    FINE,
-    LabelReport,
-    LabelRows,
-    YoloBoxes,
-    explain_fault,
-    find_faults,
-    label_path_of,
-    make_boxes,
-    parse_labels,
-)
-from utils.errors import DATA, UserError
+from data.cache import load_arrays, save_arrays, stat_files
+from data.labels import LabelReport, clean_labels
+from data.problems import Policy, Problem, check_problems
+from data.readers import list_sources, read_files
+from data.sources import DataSpec
 
-THREADS = 8  # they wait for the disk
-CHUNK = 256  # pictures a task
-MAX_ID_DIGITS = 15  # evaluators hold ids as float64, exact to 2^53
-SHOWN_FOLDERS = 10
+VERSION = 1  # of what the label cache holds; goes up whenever reading labels gives something else
 
 
 class Index(NamedTuple):
@@ -45,22 +29,17 @@ class Index(NamedTuple):
     boxes: np.ndarray  # (T, 4) float64 xyxy, pixels of the original picture
     labels: np.ndarray  # (T,) int64 class index
     ignore: np.ndarray  # (T,) bool, crowd or difficult
-    areas: np.ndarray  # (T,) float32 px^2, the area that decides COCO's small, medium, large
+    areas: np.ndarray  # (T,) float64 px^2, the area that decides COCO's small, medium, large
     picture_ids: np.ndarray  # (N,) int64
 
 
-class _Files(NamedTuple):
-    """What the files of some pictures hold; ``values`` and ``lines`` are flat, COCO has 860,000 rows."""
+class Found(NamedTuple):
+    """What the files of a split came to."""
 
-    sizes: list[tuple[int, int]]
-    values: array  # class, cx, cy, w, h of the first row, then of the second, ...
-    lines: array
-    num_rows: list[int | None]  # a picture; None without a label file
-    problems: list[Problem]
-
-
-def _no_files() -> _Files:
-    return _Files([], array("d"), array("q"), [], [])
+    index: Index
+    report: LabelReport
+    problems: list[Problem]  # faulty rows are not in the index; pictures that cannot be read have no size
+    label_files: list[str]  # all that were looked for, once each
 
 
 def path_of(index: Index, i: int) -> Path:
@@ -68,131 +47,146 @@ def path_of(index: Index, i: int) -> Path:
     return Path(os.fsdecode(index.paths[i]))
 
 
-def load_split(spec: DataSpec, split: str, *, single_cls: bool = False) -> tuple[Index, LabelReport]:
-    """Read the headers of all pictures of a split and their YOLO labels.
+def load_split(
+    spec: DataSpec, split: str, *, single_cls: bool = False, label_errors: Policy = "stop"
+) -> tuple[Index, LabelReport]:
+    """Read the headers of all pictures of a split and their labels; faults are gathered into one error.
 
-    Faults of the whole split are gathered into one error. With ``single_cls`` every box gets class 0, and the
-    class in the file only has to be a whole number from 0.
+    With ``single_cls`` every box gets class 0, whatever its class. ``label_errors`` "skip" leaves faulty rows
+    out, and pictures that cannot be read, and counts both; "clip" cuts boxes however far they reach beyond
+    the picture.
     """
-    pictures = list_pictures(spec, split)
-    files = _read_files(pictures)
-    num_classes = None if single_cls else len(spec.names)
-    missing = files.num_rows.count(None)
-    if missing == len(pictures) and not files.problems:
-        raise _no_labels_error(spec, split, pictures)
-    rows = _pack_rows(files)
-    faults = _row_problems(rows, pictures, num_classes)
-    check_problems([*files.problems, *faults], f"{spec.yaml}, split {split!r}")
-    sizes = np.array(files.sizes, np.int32)
-    found = make_boxes(rows, sizes, single_cls=single_cls)
-    index = _make_index(pictures, sizes, found)
-    report = LabelReport(
-        num_pictures=len(pictures),
-        num_background=int((np.diff(index.offsets) == 0).sum()),
-        num_boxes=len(found.boxes),
-        num_clipped=found.num_clipped,
-        num_empty=found.num_empty,
-        num_duplicate=found.num_duplicate,
-        missing_label_files=missing,
+    found = read_split(spec, split, single_cls=single_cls, label_errors=label_errors)
+    if label_errors == "skip" and (found.index.sizes > 0).any():
+        return _without_unreadable(found)
+    check_problems(found.problems, f"{spec.yaml}, split {split!r}")
+    return found.index, found.report
+
+
+def read_split(
+    spec: DataSpec, split: str, *, single_cls: bool = False, label_errors: Policy = "stop"
+) -> Found:
+    """As ``load_split``, but faults are listed; from the user's cache where no file has changed."""
+    sources = list_sources(spec, split)
+    options = (
+        VERSION,
+        spec.format,
+        str(spec.yaml),
+        split,
+        single_cls,
+        label_errors == "clip",
+        spec.voc_offset,
     )
-    return index, report
+    key = repr((*options, spec.names, spec.category_ids))
+    entry = load_arrays("labels", key)
+    reason = "" if entry is None else _what_changed(entry, sources)
+    if entry is not None and not reason:
+        return _from_entry(entry)
+    if reason:
+        print(f"{split}: labels read again, {reason}")
+    pictures, label_files = sources
+    before = stat_files(label_files + pictures) if pictures is not None else None
+    found = _read(spec, split, sources, single_cls=single_cls, policy=label_errors)
+    paths = [os.fsdecode(path) for path in found.index.paths.tolist()]
+    after = stat_files(found.label_files + paths)
+    if before is None or np.array_equal(before, after):  # nobody wrote while we read
+        save_arrays("labels", key, _to_entry(found, after))
+    return found
 
 
-def picture_ids_of(pictures: list[str]) -> np.ndarray:
-    """(N,) ids: the stems where all of them are distinct numbers (as COCO names its pictures), else 1..N."""
-    stems = [Path(picture).stem for picture in pictures]
-    if all(stem.isascii() and stem.isdigit() and len(stem) <= MAX_ID_DIGITS for stem in stems):
-        ids = np.array([int(stem) for stem in stems], np.int64)
-        if len(np.unique(ids)) == len(ids):
-            return ids
-    return np.arange(1, len(pictures) + 1, dtype=np.int64)
-
-
-def _read_files(pictures: list[str]) -> _Files:
-    chunks = [pictures[start : start + CHUNK] for start in range(0, len(pictures), CHUNK)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        parts = list(pool.map(_read_chunk, chunks))
-    files = _no_files()
-    for part in parts:
-        for whole, piece in zip(files, part, strict=True):
-            whole.extend(piece)
-    return files
-
-
-def _read_chunk(pictures: list[str]) -> _Files:
-    files = _no_files()
-    for picture in pictures:
-        try:
-            files.sizes.append(read_size(picture))
-        except UserError as error:
-            files.sizes.append((0, 0))
-            files.problems.append(Problem(picture, 0, str(error).removeprefix(f"{picture}: ")))
-        _read_labels(label_path_of(picture), files)
-    return files
-
-
-def _read_labels(path: str, files: _Files) -> None:
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        files.num_rows.append(None)
-        return
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path, from a list file
-        files.num_rows.append(None)
-        files.problems.append(Problem(path, 0, f"cannot read this label file: {error}"))
-        return
-    values, lines, problems = parse_labels(data, path)
-    files.values.extend(chain.from_iterable(values))
-    files.lines.extend(lines)
-    files.num_rows.append(len(values))
-    files.problems.extend(problems)
-
-
-def _pack_rows(files: _Files) -> LabelRows:
-    counts = np.array([count or 0 for count in files.num_rows], np.int64)
-    return LabelRows(
-        values=np.array(files.values, np.float64).reshape(-1, BOX_COLUMNS),
-        pictures=np.repeat(np.arange(len(counts)), counts),
-        lines=np.array(files.lines, np.int64),
-    )
-
-
-def _row_problems(rows: LabelRows, pictures: list[str], num_classes: int | None) -> list[Problem]:
-    faults = find_faults(rows.values, num_classes)
-    return [
-        Problem(
-            label_path_of(pictures[rows.pictures[row]]),
-            int(rows.lines[row]),
-            explain_fault(faults[row], rows.values[row], num_classes),
-        )
-        for row in np.flatnonzero(faults != FINE)
-    ]
-
-
-def _make_index(pictures: list[str], sizes: np.ndarray, found: YoloBoxes) -> Index:
-    counts = np.bincount(found.pictures, minlength=len(pictures))
-    return Index(
-        paths=np.array([os.fsencode(picture) for picture in pictures]),
+def _read(spec: DataSpec, split: str, sources, *, single_cls: bool, policy: Policy) -> Found:
+    files = read_files(spec, split, *sources, names=None if single_cls else spec.names)
+    raw = files.raw
+    sizes = np.where(raw.left_out[:, None], 0, files.sizes).astype(np.int32)
+    kept = clean_labels(raw, sizes, policy=policy)
+    counts = np.bincount(kept.pictures, minlength=len(sizes))
+    index = Index(
+        paths=np.array([os.fsencode(picture) for picture in files.pictures], "S"),
         sizes=sizes,
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        boxes=found.boxes,
-        labels=found.labels,
-        ignore=np.zeros(len(found.boxes), bool),
-        areas=found.areas,
-        picture_ids=picture_ids_of(pictures),
+        boxes=kept.boxes,
+        labels=kept.labels,
+        ignore=kept.ignore,
+        areas=kept.areas,
+        picture_ids=files.picture_ids,
+    )
+    problems = sorted([*files.problems, *raw.problems, *kept.problems])
+    report = LabelReport(
+        num_pictures=len(sizes),
+        num_background=int((counts == 0).sum()),
+        num_boxes=len(index.boxes),
+        num_ignored=int(index.ignore.sum()),
+        num_clipped=kept.num_clipped,
+        num_empty=kept.num_empty,
+        num_duplicate=kept.num_duplicate,
+        num_missing=raw.num_missing,
+    )
+    return Found(index, report, problems, files.label_files)
+
+
+def _without_unreadable(found: Found) -> tuple[Index, LabelReport]:
+    """The index without pictures of no size, which have no boxes; problems only counted."""
+    index, keep = found.index, (found.index.sizes > 0).all(1)
+    ends = np.concatenate([[True], keep])
+    counts = np.diff(index.offsets)
+    kept = index._replace(
+        paths=index.paths[keep],
+        sizes=index.sizes[keep],
+        offsets=index.offsets[ends],
+        picture_ids=index.picture_ids[keep],
+    )
+    files = {"picture", "label file"}
+    report = found.report._replace(
+        num_pictures=int(keep.sum()),
+        num_background=int((counts[keep] == 0).sum()),
+        num_skipped=sum(problem.kind not in files for problem in found.problems),
+        num_left_out=int((~keep).sum()),
+    )
+    return kept, report
+
+
+def _what_changed(entry: dict[str, np.ndarray], sources: tuple[list[str] | None, list[str]]) -> str:
+    """Why a cache entry no longer holds, or ''."""
+    pictures, label_files = sources
+    known = _unpack_paths(entry["pictures"])
+    if pictures is not None and not np.array_equal(_pack_paths(pictures), entry["pictures"]):
+        new, gone = len(set(pictures) - set(known)), len(set(known) - set(pictures))
+        return f"as {new} pictures are new and {gone} gone"
+    if not np.array_equal(_pack_paths(label_files), entry["label_files"]):
+        return "as they lie elsewhere now"
+    paths = label_files + known
+    changed = np.flatnonzero((stat_files(paths) != entry["stats"]).any(axis=1))
+    if not len(changed):
+        return ""
+    others = f" and {len(changed) - 1} others" if len(changed) > 1 else ""
+    return f"as {paths[changed[0]]}{others} changed"
+
+
+def _to_entry(found: Found, stats: np.ndarray) -> dict[str, np.ndarray]:
+    problems = json.dumps(found.problems).encode("utf-8", "surrogateescape")
+    paths = [os.fsdecode(path) for path in found.index.paths.tolist()]
+    return found.index._asdict() | {
+        "stats": stats,
+        "pictures": _pack_paths(paths),
+        "label_files": _pack_paths(found.label_files),
+        "report": np.array(found.report, np.int64),
+        "problems": np.frombuffer(problems, np.uint8),
+    }
+
+
+def _from_entry(entry: dict[str, np.ndarray]) -> Found:
+    problems = json.loads(entry["problems"].tobytes().decode("utf-8", "surrogateescape"))
+    return Found(
+        Index(*(entry[field] for field in Index._fields)),
+        LabelReport(*entry["report"].tolist()),
+        [Problem(*problem) for problem in problems],
+        _unpack_paths(entry["label_files"]),
     )
 
 
-def _no_labels_error(spec: DataSpec, split: str, pictures: list[str]) -> UserError:
-    folders = sorted({os.path.dirname(label_path_of(picture)) for picture in pictures})
-    shown = [f"  {folder}" for folder in folders[:SHOWN_FOLDERS]]
-    more = [f"  ... and {len(folders) - SHOWN_FOLDERS} more"] if len(folders) > SHOWN_FOLDERS else []
-    lines = [
-        f"{spec.yaml}: none of the {len(pictures)} pictures of split {split!r} has a label file; looked in:",
-        *shown,
-        *more,
-        f"For example {pictures[0]} needs {label_path_of(pictures[0])}.",
-        "(The last folder called images is replaced by labels; without one, labels lie beside the pictures.)",
-    ]
-    return UserError("\n".join(lines), DATA)
+def _pack_paths(paths: list[str]) -> np.ndarray:
+    return np.frombuffer("\0".join(paths).encode("utf-8", "surrogateescape"), np.uint8)
+
+
+def _unpack_paths(packed: np.ndarray) -> list[str]:
+    return packed.tobytes().decode("utf-8", "surrogateescape").split("\0")

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import torch
 
+from data.images import choose_reduction
 from utils.structures import Detections
 
 PAD_VALUE = 114  # mid grey, the field's habit: near the mean of natural pictures
@@ -23,6 +24,11 @@ class Letterbox(NamedTuple):
     resized: tuple[int, int]  # height, width of the scaled picture
     shape: tuple[int, int]  # height, width of the input
     size: tuple[int, int]  # height, width of the original picture
+
+    @property
+    def reduction(self) -> int:
+        """The reduced decode that suffices for ``resized``."""
+        return choose_reduction(self.size, self.resized)
 
     def forward(self, boxes: np.ndarray) -> np.ndarray:
         """(N, 4) xyxy px of the original picture -> px of the input."""
@@ -80,7 +86,7 @@ def resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def apply_letterbox(picture: np.ndarray, letterbox: Letterbox) -> np.ndarray:
-    """(H, W, 3) uint8 of the planned size -> (*shape, 3) uint8."""
+    """(H, W, 3) uint8 of the planned size, or of that divided by ``reduction`` -> (*shape, 3) uint8."""
     canvas = np.full((*letterbox.shape, 3), PAD_VALUE, np.uint8)
     (left, top), (height, width) = letterbox.offset, letterbox.resized
     canvas[top : top + height, left : left + width] = resize(picture, letterbox.resized)

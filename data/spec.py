@@ -1,108 +1,97 @@
-"""The data-set YAML: where the pictures of each split lie, and the class names.
+"""The data-set YAML: where the pictures of each split lie, in which format, and the class names.
 
-The keys are YOLOv5's: ``path``, ``train``, ``val``, ``test``, ``names``, ``nc``. Other keys are read over; in
-particular nothing written under ``download`` is ever run or fetched.
+The keys are YOLOv5's (``path``, ``train``, ``val``, ``test``, ``names``, ``nc``), and ``format``, ``images``,
+``annotations``, ``voc_offset`` for COCO and VOC. Other keys are read over. What stands under ``download`` is
+fetched only by ``download_data``, and never run.
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
+
+from data.cache import load_arrays, save_arrays, stat_files
+from data.coco import read_categories
+from data.download import fetch_all, read_downloads
+from data.layouts import FORMATS, guess_content, recognise_format
+from data.sources import (
+    SPLITS,
+    DataSpec,
+    coco_files,
+    indent,
+    join,
+    list_pictures,
+    spec_error,
+    xml_folders,
+)
+from data.voc import collect_names
+from data.voc import label_paths_of as xml_paths_of
 from utils.config_files import read_yaml
 from utils.errors import DATA, UserError
 
-SPLITS = ("train", "val", "test")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-class DataSpec(NamedTuple):
-    """A data-set YAML, checked. Pictures are looked for later: ``split_sources`` and ``list_pictures``."""
-
-    yaml: Path
-    root: Path  # the folder `path` names; the YAML's folder without `path`
-    splits: dict[str, list[Path]]  # folders or list files, as written
-    names: tuple[str, ...]
-    category_ids: tuple[int, ...]  # class index -> id in the source; for YOLO labels the index itself
-    search: tuple[Path, ...]  # where relative entries of `splits` are looked up, in this order
-    format: str  # "yolo", "coco" or "voc"
-    images: dict[str, str]  # split -> folder of its pictures, as written (COCO, VOC)
-    annotations: dict[str, str]  # split -> folder of its XML files, as written (VOC)
-    voc_offset: int  # subtracted from xmin and ymin: 1 for files that count pixels from 1
-    downloads: tuple  # of data.download.Download
-
-
 def load_data_spec(path: str | Path, *, single_cls: bool = False) -> DataSpec:
-    """Read a data-set YAML; ``path`` may be a folder with a data.yaml, or a name in our data/.
+    """Read a data-set YAML; ``path`` may be a folder, with or without a data.yaml, or a name in our data/.
 
     With ``single_cls`` there is one class, "object", whatever the file names.
     """
     yaml = find_data_yaml(path)
-    content = read_yaml(yaml, code=DATA)
+    content = guess_content(yaml) if yaml.is_dir() else read_yaml(yaml, code=DATA)
     splits = {key: _read_entries(yaml, key, content[key]) for key in SPLITS if content.get(key) is not None}
     if not splits:
-        raise _spec_error(
-            yaml, f"none of the keys {', '.join(SPLITS)} is there; each names a folder or a list file"
+        text = (
+            f"none of the keys {', '.join(SPLITS)} is there; each names a folder, a list file or a JSON file"
         )
-    names = ("object",) if single_cls else _read_names(yaml, content)
+        raise spec_error(yaml, text)
     roots = _find_roots(yaml, content.get("path"))
-    search = tuple(dict.fromkeys((*roots, yaml.parent, Path.cwd())))
-    return DataSpec(yaml, roots[0], splits, names, tuple(range(len(names))), search, "yolo", {}, {}, 0, ())
+    folder = yaml if yaml.is_dir() else yaml.parent
+    search = tuple(dict.fromkeys((*roots, folder, Path.cwd())))
+    offset = content.get("voc_offset", 0)
+    if offset not in (0, 1) or isinstance(offset, bool):
+        raise spec_error(
+            yaml, f"voc_offset: {offset!r} is neither 0 (coordinates as written) nor 1 (counted from 1)"
+        )
+    folders = [_read_folders(yaml, key, content.get(key), splits) for key in ("images", "annotations")]
+    spec = DataSpec(yaml, roots[0], splits, ("object",), (0,), search, "yolo", *folders, offset)
+    spec = spec._replace(format=_read_format(spec, content.get("format")))
+    return spec if single_cls else _with_names(spec, content)
 
 
 def find_data_yaml(path: str | Path) -> Path:
-    """The YAML file meant by a ``--data`` argument, absolute."""
-    tried = [_join(base, str(path)) for base in (Path.cwd(), REPOSITORY / "data", REPOSITORY)]
-    tried = list(dict.fromkeys(item / "data.yaml" if os.path.isdir(item) else item for item in tried))
+    """The YAML file meant by a ``--data`` argument, absolute; a folder that has none is returned itself."""
+    ours = REPOSITORY / "data"
+    tried = [join(base, str(path)) for base in (Path.cwd(), ours, REPOSITORY)]
+    if not Path(path).suffix:
+        tried.append(ours / f"{path}.yaml")
+    tried = list(dict.fromkeys(tried))
     for candidate in tried:
+        if os.path.isdir(candidate):
+            return candidate / "data.yaml" if os.path.isfile(candidate / "data.yaml") else candidate
         if os.path.isfile(candidate):
             return candidate
-    raise UserError(f"data set {str(path)!r} not found; tried:\n{_indent(tried)}", DATA)
+    raise UserError(f"data set {str(path)!r} not found; tried:\n{indent(tried)}", DATA)
 
 
-def split_sources(spec: DataSpec, split: str) -> list[Path]:
-    """Folders and list files of a split, absolute. A missing one is an error that names every path tried."""
-    if split not in spec.splits:
-        raise _spec_error(spec.yaml, f"no split {split!r}; the file has: {', '.join(spec.splits)}")
-    return [_resolve(spec, split, entry) for entry in spec.splits[split]]
+def download_data(path: str | Path) -> None:
+    """Fetch what the YAML's ``download`` entry names into the data set's root; see ``data.download``.
 
-
-def list_pictures(spec: DataSpec, split: str) -> list[str]:
-    """Absolute paths of a split's pictures, sorted, each once.
-
-    Folders are searched to any depth for ``SUFFIXES``; hidden files and folders are left out. The pictures of
-    a list file are taken as listed.
+    For one process, before ``load_data_spec``.
     """
-    found: set[str] = set()
-    sources = split_sources(spec, split)
-    for source in sources:
-        found.update(_walk(source) if os.path.isdir(source) else _read_list(source, spec.root))
-    if not found:
-        text = f"split {split!r} has no pictures ({' '.join(SUFFIXES)}) in:\n{_indent(sources)}"
-        raise _spec_error(spec.yaml, text)
-    return sorted(found)
-
-
-def _spec_error(yaml: Path, text: str) -> UserError:
-    return UserError(f"{yaml}: {text}", DATA)
-
-
-def _join(base: Path, entry: str) -> Path:
-    return Path(os.path.abspath(base / os.path.expanduser(entry)))
-
-
-def _indent(paths: list[Path]) -> str:
-    return "\n".join(f"  {path}" for path in paths)
+    yaml = find_data_yaml(path)
+    content = {} if yaml.is_dir() else read_yaml(yaml, code=DATA)
+    root = _find_roots(yaml, content.get("path"))[0]
+    fetch_all(read_downloads(yaml, content.get("download")), root, where=yaml)
 
 
 def _find_roots(yaml: Path, path) -> list[Path]:
     """The folder that ``path`` names; where none exists, both candidates: a later error names them."""
     if path is None:
-        return [yaml.parent]
+        return [yaml if yaml.is_dir() else yaml.parent]
     if not isinstance(path, str):
-        raise _spec_error(yaml, f"path: {path!r} is not the name of a folder")
-    tried = [_join(base, path) for base in (yaml.parent, Path.cwd())]
+        raise spec_error(yaml, f"path: {path!r} is not the name of a folder")
+    tried = [join(base, path) for base in (yaml.parent, Path.cwd())]
     return [item for item in tried if os.path.isdir(item)][:1] or tried
 
 
@@ -110,37 +99,114 @@ def _read_entries(yaml: Path, key: str, value) -> list[Path]:
     entries = value if isinstance(value, list) else [value]
     wrong = [entry for entry in entries if not isinstance(entry, str) or not entry]
     if wrong or not entries:
-        raise _spec_error(yaml, f"{key}: {value!r} is not a folder, a list file, or a list of these")
+        raise spec_error(yaml, f"{key}: {value!r} is not a folder, a list file, or a list of these")
     return [Path(entry) for entry in entries]
 
 
-def _resolve(spec: DataSpec, split: str, entry: Path) -> Path:
-    tried = list(dict.fromkeys(_join(base, str(entry)) for base in spec.search))
-    for candidate in tried:
-        if os.path.exists(candidate):
-            return candidate
-    text = f"{split}: {str(entry)!r} not found; tried:\n{_indent(tried)}\n"
-    remedy = "Mend `path` or the entry, or get the data set first (`download` entries are never run)."
-    raise _spec_error(spec.yaml, text + remedy)
+def _read_folders(yaml: Path, key: str, value, splits: dict) -> dict[str, list[str]]:
+    """Folders by split: a map, or one entry for all splits."""
+    if value is None:
+        return {}
+    value = value if isinstance(value, dict) else dict.fromkeys(splits, value)
+    unknown = sorted(map(str, value.keys() - set(SPLITS)))
+    if unknown:
+        raise spec_error(yaml, f"{key}: {unknown[0]!r} is no split ({', '.join(SPLITS)})")
+    return {
+        split: list(map(str, _read_entries(yaml, f"{key}.{split}", item))) for split, item in value.items()
+    }
+
+
+def _read_format(spec: DataSpec, value) -> str:
+    if value is None:
+        return recognise_format(spec)
+    if value not in FORMATS:
+        raise spec_error(spec.yaml, f"format: {value!r} is none of {', '.join(FORMATS)}")
+    return value
+
+
+def _with_names(spec: DataSpec, content: dict) -> DataSpec:
+    """The classes: of the YAML, else of the label files (COCO, VOC)."""
+    if spec.format == "coco":
+        return _with_categories(spec, content)
+    if spec.format == "voc" and content.get("names") is None and content.get("nc") is None:
+        names = _collected_names(spec)
+    else:
+        names = _read_names(spec.yaml, content)
+    return spec._replace(names=names, category_ids=tuple(range(len(names))))
+
+
+def _with_categories(spec: DataSpec, content: dict) -> DataSpec:
+    """Ids by the JSON files of all splits that are there; ``names`` choose and order the classes."""
+    files = list(dict.fromkeys(file for split in spec.splits for file in _files_there(spec, split)))
+    known, dropped = _cached_categories(files or coco_files(spec, next(iter(spec.splits))))
+    if content.get("names") is None:
+        if dropped:
+            print(f"{spec.yaml}: left out, as no box has it: {', '.join(dropped)}")
+        return spec._replace(names=tuple(known.values()), category_ids=tuple(known))
+    names, id_of = _read_names(spec.yaml, content), {name: key for key, name in known.items()}
+    absent = [name for name in names if name not in id_of]
+    if absent:
+        text = f"names: {absent[0]!r} is no category of the JSON files; they have: {', '.join(id_of)}"
+        raise spec_error(spec.yaml, text)
+    return spec._replace(names=names, category_ids=tuple(id_of[name] for name in names))
+
+
+def _files_there(spec: DataSpec, split: str) -> list[Path]:
+    try:
+        return coco_files(spec, split)
+    except UserError:  # said where the split is needed
+        return []
+
+
+def _cached_categories(files: list[Path]) -> tuple[dict[int, str], list[str]]:
+    """``read_categories``, whose files may be large, from the cache where they have not changed."""
+    paths = list(map(str, files))
+    key, stats = "\0".join(["categories 1", *paths]), stat_files(paths)
+    found = load_arrays("categories", key)
+    if found is not None and np.array_equal(found["stats"], stats):
+        return dict(zip(found["ids"].tolist(), found["names"].tolist(), strict=True)), found[
+            "dropped"
+        ].tolist()
+    names, dropped = read_categories(files)
+    arrays = {
+        "stats": stats,
+        "ids": np.array(list(names), np.int64),
+        "names": np.array(list(names.values()), str),
+    }
+    save_arrays("categories", key, arrays | {"dropped": np.array(dropped, str)})
+    return names, dropped
+
+
+def _collected_names(spec: DataSpec) -> tuple[str, ...]:
+    """The names in the XML files of all splits, sorted."""
+    files = []
+    for split in spec.splits:
+        files += xml_paths_of(list_pictures(spec, split), xml_folders(spec, split))
+    names = collect_names(files)
+    if not names:
+        raise spec_error(
+            spec.yaml, f"names: missing, and no XML file names an object, for example {files[0]}"
+        )
+    return names
 
 
 def _read_names(yaml: Path, content: dict) -> tuple[str, ...]:
     """Class names in order of the class index, checked against ``nc``."""
     names, count = content.get("names"), content.get("nc")
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-        raise _spec_error(yaml, f"nc: {count!r} is not a number of classes")
+        raise spec_error(yaml, f"nc: {count!r} is not a number of classes")
     if names is None and count is not None:
         names = [f"class{index}" for index in range(count)]
     if isinstance(names, dict):
         names = _names_of_map(yaml, names)
     if not isinstance(names, list) or not names:
-        raise _spec_error(yaml, "names: needs a list of class names, or a map from 0, 1, 2, ... to names")
+        raise spec_error(yaml, "names: needs a list of class names, or a map from 0, 1, 2, ... to names")
     names = tuple(_read_name(yaml, index, name) for index, name in enumerate(names))
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise _spec_error(yaml, f"names: {', '.join(map(repr, repeated))} stands there more than once")
+        raise spec_error(yaml, f"names: {', '.join(map(repr, repeated))} stands there more than once")
     if count is not None and count != len(names):
-        raise _spec_error(
+        raise spec_error(
             yaml, f"nc: {count}, but names has {len(names)} entries; drop nc or mend one of them"
         )
     return names
@@ -149,12 +215,12 @@ def _read_names(yaml: Path, content: dict) -> tuple[str, ...]:
 def _names_of_map(yaml: Path, names: dict) -> list:
     wrong = [key for key in names if not isinstance(key, int) or isinstance(key, bool)]
     if wrong:
-        raise _spec_error(yaml, f"names: key {wrong[0]!r} is not a class index (0, 1, 2, ...)")
+        raise spec_error(yaml, f"names: key {wrong[0]!r} is not a class index (0, 1, 2, ...)")
     missing = sorted(set(range(len(names))) - names.keys())
     if missing:
         extra = sorted(names.keys() - set(range(len(names))))
         keys = f"{len(names)} classes need the keys 0..{len(names) - 1}"
-        raise _spec_error(yaml, f"names: {keys}; missing {missing}, instead there are {extra}")
+        raise spec_error(yaml, f"names: {keys}; missing {missing}, instead there are {extra}")
     return [names[index] for index in range(len(names))]
 
 
@@ -162,38 +228,5 @@ def _read_name(yaml: Path, index: int, name) -> str:
     if isinstance(name, int) and not isinstance(name, bool):
         return str(name)  # digits as classes
     if not isinstance(name, str) or not name.strip():
-        raise _spec_error(yaml, f"names: class {index} is {name!r}, not text; put the name in quotes")
+        raise spec_error(yaml, f"names: class {index} is {name!r}, not text; put the name in quotes")
     return name.strip()
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """Pictures under a folder, links followed, each real folder entered once."""
-    entered = set()
-    for parent, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
-        real = os.path.realpath(parent)
-        folders[:] = [] if real in entered else [name for name in folders if not name.startswith(".")]
-        if real in entered:
-            continue
-        entered.add(real)
-        for name in files:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield os.path.join(parent, name)
-
-
-def _raise_unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename}: cannot list this folder: {error.strerror}", DATA) from error
-
-
-def _read_list(path: Path, root: Path) -> Iterator[str]:
-    """Pictures of a list file: absolute, or relative to the file's folder, else to the data set's root."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        text = f"{path}: cannot read this as a list of pictures (UTF-8, one path a line): {error}"
-        raise UserError(text, DATA) from error
-    for line in filter(None, map(str.strip, lines)):
-        beside = os.path.normpath(os.path.join(path.parent, line))
-        if not os.path.exists(beside):
-            below_root = os.path.normpath(os.path.join(root, line))
-            beside = below_root if os.path.exists(below_root) else beside
-        yield beside

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import data.spec
-from data.index import load_split, path_of, picture_ids_of
-from data.spec import list_pictures, load_data_spec
+from data.index import load_split, path_of
+from data.labels import LabelReport
+from data.readers import picture_ids_of
+from data.sources import list_pictures
+from data.spec import load_data_spec
 from utils.errors import DATA, UserError
 
 BCCD = Path(__file__).parents[2].parent / "shared" / "datasets" / "bccd"
@@ -72,7 +75,7 @@ def test_boxes_of_each_picture_are_where_offsets_say(root):
     np.testing.assert_array_equal(index.boxes, [[2, 1.5, 6, 4.5], [0, 0, 4, 6], [0, 0, 10, 20]])
     assert index.labels.tolist() == [1, 0, 1] and index.areas.tolist() == [12, 24, 200]
     assert index.ignore.tolist() == [False] * 3 and index.picture_ids.tolist() == [1, 2, 3]
-    assert report == (3, 1, 3, 0, 0, 0, 0)
+    assert report == LabelReport(3, 1, 3)
     assert all(array.dtype != object for array in index)
 
 
@@ -89,7 +92,7 @@ def test_missing_label_files_are_background_and_counted(root):
     add(root, "a.png", LINE)
     add(root, "b.png")
     _, report = load_split(spec_of(root), "train")
-    assert (report.num_background, report.missing_label_files) == (1, 1)
+    assert (report.num_background, report.num_missing) == (1, 1)
 
 
 def test_no_label_file_at_all_is_an_error_that_says_where(root):
@@ -110,7 +113,7 @@ def test_single_cls_makes_every_class_0(root):
 def test_counts_of_mended_rows(root):
     add(root, "a.png", LINE * 3 + "1 0.5 0.5 0 0.1\n1 0.96 0.5 0.1 0.1\n")
     _, report = load_split(spec_of(root), "train")
-    assert report == (1, 0, 2, 1, 1, 2, 0)
+    assert report == LabelReport(1, 0, 2, num_clipped=1, num_empty=1, num_duplicate=2)
 
 
 def test_numeric_stems_are_the_picture_ids():
@@ -237,7 +240,7 @@ def test_download_is_never_run(root):
         text = f"train: images\nval: gone\nnames: [a]\ndownload: |\n  {download}\n"
         spec = spec_of(root, text)
         load_split(spec, "train")
-        assert "`download` entries are never run" in error_of(load_split, spec, "val")
+        assert "val: 'gone' not found; tried" in error_of(load_split, spec, "val")
     assert not trap.exists()
 
 

@@ -1,63 +1,54 @@
 """YOLO label rows: what is read, mended, dropped, and refused."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.labels import LabelReport, clean_labels, format_report
 from data.problems import Problem, check_problems
-from data.yolo import (
-    FINE,
-    LabelReport,
-    LabelRows,
-    explain_fault,
-    find_faults,
-    format_report,
-    label_path_of,
-    make_boxes,
-    parse_labels,
-)
+from data.yolo import label_paths_of, parse_labels, read_labels
 from utils.errors import DATA, UserError
 
-HEIGHT, WIDTH, CLASSES = 100, 200, 3
+HEIGHT, WIDTH, NAMES = 100, 200, ("a", "b", "c")
 
 
-def rows_of(text):
-    """Rows of one label file, or of one file a picture when given a list."""
-    texts = text if isinstance(text, list) else [text]
-    parsed = [parse_labels(one.encode(), "l.txt") for one in texts]
-    assert not any(problems for _, _, problems in parsed)
-    values = np.array([row for rows, _, _ in parsed for row in rows], np.float64).reshape(-1, 5)
-    pictures = np.repeat(np.arange(len(texts)), [len(rows) for rows, _, _ in parsed])
-    return LabelRows(values, pictures, np.array([line for _, lines, _ in parsed for line in lines], np.int64))
+def read(texts, *, names=NAMES, policy="stop"):
+    """Label files of one content each, for pictures of WIDTH x HEIGHT: (raw, kept)."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, f"{number}.txt") for number in range(len(texts))]
+        for file, text in zip(files, texts, strict=True):
+            file.write_bytes(text.encode() if isinstance(text, str) else text)
+        sizes = np.array([[HEIGHT, WIDTH]] * len(texts))
+        raw = read_labels(list(map(str, files)), sizes, names)
+        return raw, clean_labels(raw, sizes, policy=policy)
 
 
 def boxes_of(text, *, single_cls=False):
-    rows = rows_of(text)
-    assert (find_faults(rows.values, CLASSES) == FINE).all()
-    count = len(text) if isinstance(text, list) else 1
-    return make_boxes(rows, np.array([[HEIGHT, WIDTH]] * count), single_cls=single_cls)
+    """What is kept of one faultless label file, or of several."""
+    raw, kept = read(text if isinstance(text, list) else [text], names=None if single_cls else NAMES)
+    assert raw.problems == kept.problems == [] and not raw.left_out.any()
+    return kept
 
 
-def fault_of(line, num_classes=CLASSES):
+def fault_of(line, *, names=NAMES):
     """The text of a line's only fault, '' where there is none."""
-    rows, _, problems = parse_labels(line.encode() if isinstance(line, str) else line, "l.txt")
-    texts = [problem.text for problem in problems]
-    values = np.array(rows, np.float64).reshape(-1, 5)
-    for row, fault in enumerate(find_faults(values, num_classes)):
-        if fault != FINE:
-            texts.append(explain_fault(fault, values[row], num_classes))
-    assert len(texts) <= 1
-    return "".join(texts)
+    raw, kept = read([line], names=names)
+    problems = raw.problems + kept.problems
+    assert len(problems) <= 1 and all(problem.line == 1 or raw.left_out[0] for problem in problems)
+    return "".join(problem.text for problem in problems)
 
 
 def test_rows_become_pixel_boxes():
     # 200 x 100: centre (100, 50), 50 x 20 px -> 75..125, 40..60
     found = boxes_of("2 0.5 0.5 0.25 0.2\n\n  0\t0.25 0.5 0.5 1 \r\n")
-    np.testing.assert_array_equal(found.boxes, np.array([[75, 40, 125, 60], [0, 0, 100, 100]], np.float32))
-    assert found.boxes.dtype == np.float32 and found.labels.dtype == np.int64
+    np.testing.assert_array_equal(found.boxes, [[75, 40, 125, 60], [0, 0, 100, 100]])
+    assert found.boxes.dtype == np.float64 and found.labels.dtype == np.int64
     assert found.labels.tolist() == [2, 0] and found.areas.tolist() == [1000, 10_000]
-    assert found[4:] == (0, 0, 0)
+    assert found[5:] == (0, 0, 0, [])
 
 
 def test_line_numbers_count_blank_lines_and_every_line_end():
@@ -111,7 +102,10 @@ def test_class_written_as_float_is_fine():
         ("0 .5 .5 .1 .1\n".encode("utf-16"), "binary data or UTF-16"),
         ("x" * 5000 + " .5 .5 .1 .1", "xxx...' is not a whole number"),
         # half width 0.1: right edge at 1.02, two hundredths outside
-        ("0 .92 .5 .2 .1", "box cx 0.92 cy 0.5 w 0.2 h 0.1 reaches 2.00% beyond the right edge; at most 1%"),
+        (
+            "0 .92 .5 .2 .1",
+            "the box 164 45 204 55 (left, top, right, bottom in px) reaches 2.00% beyond the right edge",
+        ),
         ("0 .5 .03 .1 .1", "beyond the upper edge"),
         ("0 .03 .5 .1 .1", "beyond the left edge"),
         ("0 .5 1.5 .1 .1", "beyond the lower edge"),
@@ -122,8 +116,8 @@ def test_bad_lines_are_explained(line, text):
 
 
 def test_any_class_from_0_will_do_without_a_number_of_classes():
-    assert fault_of("900 .5 .5 .1 .1", num_classes=None) == ""
-    assert fault_of("-1 .5 .5 .1 .1", num_classes=None) == "class -1 is negative"
+    assert fault_of("900 .5 .5 .1 .1", names=None) == ""
+    assert fault_of("-1 .5 .5 .1 .1", names=None) == "class -1 is negative"
     assert boxes_of("2 .5 .5 .1 .1", single_cls=True).labels.tolist() == [0]
 
 
@@ -156,7 +150,7 @@ def test_duplicates_are_dropped_and_the_first_is_kept():
 
 def test_no_rows_are_no_boxes():
     found = boxes_of("")
-    assert found.boxes.shape == (0, 4) and found.areas.shape == (0,) and found[4:] == (0, 0, 0)
+    assert found.boxes.shape == (0, 4) and found.areas.shape == (0,) and found[5:] == (0, 0, 0, [])
 
 
 @pytest.mark.parametrize(
@@ -170,14 +164,16 @@ def test_no_rows_are_no_boxes():
     ],
 )
 def test_label_path(picture, label):
-    assert label_path_of(picture) == label
+    assert label_paths_of([picture, "/x/images/y.png"]) == [label, "/x/labels/y.txt"]
 
 
 def test_report_is_one_line_without_idle_counts():
-    assert format_report(LabelReport(3, 1, 9, 0, 0, 0, 0)) == "3 pictures (1 background), 9 boxes"
-    text = format_report(LabelReport(3, 1, 9, 2, 4, 5, 1))
-    assert "9 boxes, 2 clipped to the picture, 4 of no size dropped, 5 duplicates dropped" in text
-    assert text.endswith("dropped, 1 pictures without a label file")
+    assert format_report(LabelReport(3, 1, 9)) == "3 pictures (1 background), 9 boxes"
+    text = format_report(LabelReport(3, 1, 9, 6, 2, 4, 5, 7, 8, 1))
+    assert "9 boxes (6 ignored: crowd or difficult), 2 clipped to the picture, 4 of no size dropped" in text
+    assert text.endswith(
+        "5 duplicates dropped, 7 faulty labels skipped, 8 pictures left out, 1 pictures without a label file"
+    )
 
 
 def test_first_ten_problems_and_the_total():
@@ -198,15 +194,43 @@ line_like = st.lists(number, max_size=9).map(lambda row: " ".join(map(str, row))
 
 @given(st.binary() | st.text().map(str.encode) | st.lists(line_like).map("\n".join).map(str.encode))
 def test_any_bytes_give_boxes_inside_the_picture_or_a_text(data):
-    rows, lines, problems = parse_labels(data, "l.txt")
-    values = np.array(rows, np.float64).reshape(-1, 5)
-    faults = find_faults(values, CLASSES)
-    texts = [problem.text for problem in problems]
-    texts += [explain_fault(fault, row, CLASSES) for fault, row in zip(faults, values, strict=True) if fault]
+    raw, found = read([data])
+    texts = [problem.text for problem in raw.problems + found.problems]
     assert all(texts) and all("\n" not in text for text in texts)
-    good = faults == FINE
-    kept = LabelRows(values[good], np.zeros(good.sum(), np.int64), np.array(lines, np.int64)[good])
-    found = make_boxes(kept, np.array([[HEIGHT, WIDTH]]), single_cls=False)
     assert (found.boxes >= 0).all() and (found.boxes <= [WIDTH, HEIGHT, WIDTH, HEIGHT]).all()
     assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
-    assert len(found.boxes) + found.num_empty + found.num_duplicate == good.sum()
+    dropped = found.num_empty + found.num_duplicate + len(found.problems)
+    assert len(found.boxes) + dropped == len(raw.boxes)
+    _, clipped = read([data], policy="clip")
+    assert not clipped.problems and len(clipped.boxes) >= len(found.boxes)
+
+
+def test_a_far_box_is_cut_by_the_policy_clip():
+    _, found = read(["0 .92 .5 .2 .1\n0 1.5 .5 .2 .1"], policy="clip")
+    np.testing.assert_allclose(found.boxes, [[164, 45, 200, 55]])
+    assert (found.num_clipped, found.num_empty, found.problems) == (1, 1, [])
+
+
+def test_kinds_of_problems():
+    lines = [
+        "cat .5 .5 .1 .1",
+        "0 320 240 50 60",
+        "0 nan .5 .1 .1",
+        "0 .5 .5 -1 .1",
+        "0 1",
+        "0,1",
+        "0 .1 .5 .5 .1",
+    ]
+    raw, kept = read(lines)
+    kinds = [problem.kind for problem in raw.problems + kept.problems]
+    assert sorted(kinds) == sorted(
+        ["class", "pixels", "not finite", "negative", "columns", "separator", "outside"]
+    )
+
+
+def test_an_unreadable_file_leaves_its_picture_out_and_a_missing_one_does_not():
+    raw, _ = read([b"\0\0", "0 .5 .5 .1 .1"])
+    assert raw.left_out.tolist() == [True, False] and raw.num_missing == 0
+    raw = read_labels(["/nowhere/a.txt", "/nowhere/\0.txt"], np.array([[1, 1]] * 2), NAMES)
+    assert raw.left_out.tolist() == [False, True] and raw.num_missing == 2
+    assert [problem.kind for problem in raw.problems] == ["label file"]

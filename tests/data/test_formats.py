@@ -1,0 +1,496 @@
+"""One data set in the three formats gives the same index; each reader refuses faults with file and line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.index import load_split, path_of, read_split
+from data.spec import download_data, find_data_yaml, load_data_spec
+from utils.errors import DATA, UserError
+
+REAL = Path(__file__).parents[2].parent / "shared" / "datasets"
+SIZES = {"b": (40, 20), "a": (30, 50), "c": (16, 16)}  # width, height
+BOXES = {  # class, xyxy px
+    "a": [("dog", (3, 5, 20.5, 40)), ("cat", (0, 0, 30, 50))],
+    "b": [("cat", (10, 4, 20, 19))],
+    "c": [],
+}
+NAMES = ("cat", "dog")
+IDS = {"cat": 7, "dog": 90}
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """The pictures a, b, c; the working directory lies elsewhere."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    for name, size in SIZES.items():
+        Image.new("RGB", size).save(tmp_path / "set" / "images" / f"{name}.png")
+    return tmp_path / "set"
+
+
+def coco_content():
+    content = {"images": [], "annotations": [], "categories": []}
+    content["categories"] = [{"id": 90, "name": "dog"}, {"id": 7, "name": "cat"}]
+    for number, (stem, (width, height)) in enumerate(SIZES.items(), 11):
+        content["images"].append({"id": number, "file_name": f"{stem}.png", "width": width, "height": height})
+        for name, (x1, y1, x2, y2) in BOXES[stem]:
+            row = {"image_id": number, "category_id": IDS[name], "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            content["annotations"].append(
+                row | {"id": len(content["annotations"]) + 1, "area": 9, "iscrowd": 0}
+            )
+    return content
+
+
+def write_coco(root, content=None):
+    """The YAML's path, of COCO JSON in one indented object a line."""
+    (root / "a.json").write_text(json.dumps(content or coco_content(), indent=1), encoding="utf-8")
+    (root / "data.yaml").write_text("train: a.json\nimages: images\n", encoding="utf-8")
+    return root / "data.yaml"
+
+
+def xml_of(stem, objects=None):
+    width, height = SIZES[stem]
+    lines = ["<annotation>", f"<size><width>{width}</width><height>{height}</height></size>"]
+    for name, corners in BOXES[stem] if objects is None else objects:
+        tags = zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+        box = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
+        lines.append(f"<object><name>{name}</name>\n<bndbox>{box}</bndbox></object>")
+    return "\n".join([*lines, "</annotation>"])
+
+
+def write_voc(root, extra="names: [cat, dog]"):
+    (root / "xml").mkdir(exist_ok=True)
+    for stem in BOXES:
+        (root / "xml" / f"{stem}.xml").write_text(xml_of(stem), encoding="utf-8")
+    (root / "data.yaml").write_text(f"train: images\nannotations: xml\n{extra}\n", encoding="utf-8")
+    return root / "data.yaml"
+
+
+def write_yolo(root):
+    (root / "labels").mkdir()
+    for stem, rows in BOXES.items():
+        width, height = SIZES[stem]
+        text = ""
+        for name, (x1, y1, x2, y2) in rows:
+            values = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
+            text += f"{NAMES.index(name)} {' '.join(map(repr, values))}\n"
+        (root / "labels" / f"{stem}.txt").write_text(text, encoding="utf-8")
+    (root / "data.yaml").write_text("train: images\nnames: [cat, dog]\n", encoding="utf-8")
+    return root / "data.yaml"
+
+
+def load(yaml, **options):
+    return load_split(load_data_spec(yaml), "train", **options)
+
+
+def error_of(yaml, **options):
+    with pytest.raises(UserError) as error:
+        load(yaml, **options)
+    assert error.value.code == DATA
+    return str(error.value)
+
+
+def sorted_rows(index):
+    """Boxes with their picture's number and class, in one order."""
+    owner = np.repeat(np.arange(len(index.sizes)), np.diff(index.offsets))
+    rows = np.column_stack((owner, index.labels, index.boxes))
+    return rows[np.lexsort(rows.round(1).T[::-1])]
+
+
+@pytest.mark.parametrize("write", [write_coco, write_voc, write_yolo])
+def test_the_formats_give_the_same_index(root, write):
+    yaml = write(root)
+    spec = load_data_spec(yaml)
+    index, report = load(yaml)
+    assert spec.format == write.__name__.removeprefix("write_") and spec.names == NAMES
+    assert [path_of(index, i).stem for i in range(3)] == ["a", "b", "c"]
+    assert index.sizes.tolist() == [[50, 30], [20, 40], [16, 16]] and index.offsets.tolist() == [0, 2, 3, 3]
+    expected = [[0, 0, 0, 0, 30, 50], [0, 1, 3, 5, 20.5, 40], [1, 0, 10, 4, 20, 19]]
+    np.testing.assert_allclose(sorted_rows(index), expected, atol=1e-9)
+    assert index.boxes.dtype == index.areas.dtype == np.float64 and not index.ignore.any()
+    assert (report.num_pictures, report.num_background, report.num_boxes) == (3, 1, 3)
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real pictures are not there")
+def test_bccd_is_the_same_in_all_formats(tmp_path):
+    root = REAL / "bccd"
+    coco = (
+        "train: annotations/instances_train.json\nval: annotations/instances_val.json\n"
+        "images: {train: images/train, val: images/val}"
+    )
+    voc = (
+        "train: images/train\nval: images/val\nnames: [RBC, WBC, Platelets]\n"
+        "annotations: {train: original_annotations/train, val: original_annotations/val}"
+    )
+    for number, text in enumerate((coco, voc)):
+        (tmp_path / f"{number}.yaml").write_text(f"path: {root}\n{text}\n", encoding="utf-8")
+    for split in ("train", "val"):
+        expected, _ = load_split(load_data_spec(root / "data.yaml"), split)
+        for number in (0, 1):
+            index, _ = load_split(load_data_spec(tmp_path / f"{number}.yaml"), split)
+            assert np.array_equal(index.paths, expected.paths)
+            np.testing.assert_allclose(sorted_rows(index), sorted_rows(expected), rtol=0, atol=0.01)
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real pictures are not there")
+def test_coco_free_has_the_same_boxes_beside_crowds(tmp_path):
+    root = REAL / "coco_free"
+    text = f"path: {root}\ntrain: annotations/instances_train.json\nval: annotations/instances_val.json\n"
+    (tmp_path / "coco.yaml").write_text(text, encoding="utf-8")
+    spec = load_data_spec(tmp_path / "coco.yaml")
+    assert len(spec.names) == 80 and spec.category_ids[-1] == 90
+    for split in ("train", "val"):
+        index, report = load_split(spec, split)
+        expected, _ = load_split(load_data_spec(root / "data.yaml"), split)
+        assert report.num_ignored == index.ignore.sum() > 0
+        rows, other = sorted_rows(index), sorted_rows(expected)
+        owner = np.repeat(np.arange(len(index.sizes)), np.diff(index.offsets))
+        crowd = np.column_stack((owner, index.labels, index.boxes))[index.ignore]
+        plain = rows[~(rows[:, None] == crowd[None]).all(2).any(1)]
+        np.testing.assert_allclose(plain, other, rtol=0, atol=0.01)
+
+
+# COCO
+
+
+def test_ids_crowds_and_mask_areas_are_kept(root):
+    content = coco_content()
+    content["annotations"][0]["iscrowd"] = 1
+    index, report = load(write_coco(root, content))
+    spec = load_data_spec(root / "data.yaml")
+    assert spec.category_ids == (7, 90) and index.picture_ids.tolist() == [12, 11, 13]
+    assert index.areas.tolist() == [9, 9, 9] and report.num_ignored == index.ignore.sum() == 1
+
+
+def test_names_of_the_yaml_choose_and_order_the_classes(root):
+    write_coco(root)
+    (root / "data.yaml").write_text("train: a.json\nimages: images\nnames: [dog, cat]\n", encoding="utf-8")
+    assert load_data_spec(root / "data.yaml").category_ids == (90, 7)
+    (root / "data.yaml").write_text("train: a.json\nimages: images\nnames: [dog]\n", encoding="utf-8")
+    assert "category_id is 7; the classes have the ids [90]" in error_of(root / "data.yaml")
+    (root / "data.yaml").write_text("train: a.json\nimages: images\nnames: [dog, bird]\n", encoding="utf-8")
+    assert "names: 'bird' is no category of the JSON files; they have: cat, dog" in error_of(
+        root / "data.yaml"
+    )
+
+
+def test_several_files_make_one_split(root):
+    content = coco_content()
+    first, second = dict(content), dict(content)
+    first["images"], second["images"] = content["images"][:1], content["images"][1:]
+    first["annotations"] = [row for row in content["annotations"] if row["image_id"] == 11]
+    second["annotations"] = [row for row in content["annotations"] if row["image_id"] != 11]
+    whole, _ = load(write_coco(root, content))
+    for name, part in (("x.json", first), ("y.json", second)):
+        (root / name).write_text(json.dumps(part), encoding="utf-8")
+    (root / "data.yaml").write_text("train: [y.json, x.json]\nimages: images\n", encoding="utf-8")
+    index, _ = load(root / "data.yaml")
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(index, whole, strict=True))
+
+
+def test_roboflow_layout_without_a_yaml(root, capsys):
+    content = coco_content()
+    content["categories"] = [
+        {"id": 0, "name": "pets", "supercategory": "none"},
+        {"id": 7, "name": "cat", "supercategory": "pets"},
+        {"id": 90, "name": "dog", "supercategory": "pets"},
+    ]
+    folder = root.parent / "roboflow" / "train"
+    shutil.copytree(root / "images", folder)
+    (folder / "_annotations.coco.json").write_text(json.dumps(content), encoding="utf-8")
+    spec = load_data_spec(folder.parent)
+    assert spec.names == NAMES and spec.category_ids == (7, 90)  # without the umbrella
+    assert "left out, as no box has it: pets" in capsys.readouterr().out
+    assert load_split(spec, "train")[1].num_boxes == 3
+    (folder.parent / "data.yaml").write_text(
+        "train: ../train\n", encoding="utf-8"
+    )  # as Roboflow writes paths
+    assert load(folder.parent)[1].num_boxes == 3
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real pictures are not there")
+def test_real_umbrella_class_is_left_out():
+    from data.coco import read_categories
+
+    names, dropped = read_categories([REAL / "odd_files" / "roboflow_chess_test_annotations.coco.json"])
+    assert dropped == ["pieces"] and 0 not in names and len(names) == 13
+
+
+COCO_FAULTS = [  # (list, element, changes, text)
+    ("images", 1, {"file_name": None}, "file_name is null, not the name of a file"),
+    ("images", 1, {"id": "x"}, 'id of a.png is "x", not a whole number'),
+    ("images", 1, {"id": 11}, "id 11 of a.png stands for another picture too"),
+    ("images", 1, {"file_name": "b.png"}, "b.png is listed twice"),
+    ("images", 1, {"width": 50, "height": 30}, "written for a picture of 50 x 30, but the file is 30 x 50"),
+    ("annotations", 2, {"image_id": 5}, "image_id is 5; no picture has this id"),
+    ("annotations", 2, {"category_id": 8}, "category_id is 8; the classes have the ids [7, 90]"),
+    ("annotations", 2, {"bbox": [1, 2, 3]}, "bbox is [1, 2, 3], not four numbers"),
+    ("annotations", 2, {"bbox": [1, 2, 3, "4"]}, "not four numbers x, y, width, height"),
+    ("annotations", 2, {"bbox": [1, 2, 3, float("nan")]}, "not four finite numbers"),
+    ("annotations", 2, {"bbox": [9, 9, -3, 4]}, "width or height is negative"),
+    (
+        "annotations",
+        2,
+        {"bbox": [20, 20, 30, 4]},
+        "reaches 66.67% beyond the right edge of its picture, 30 x 50",
+    ),
+    ("annotations", 2, {"area": -1}, "area is -1, not a number of px^2"),
+    ("annotations", 2, {"iscrowd": 2}, "iscrowd is 2, not 0 or 1"),
+]
+
+
+@pytest.mark.parametrize(("key", "number", "changes", "text"), COCO_FAULTS)
+def test_coco_faults_are_named_with_their_line(root, key, number, changes, text):
+    content = coco_content()
+    content[key][number] |= changes
+    yaml = write_coco(root, content)
+    found = error_of(yaml)
+    line = next(part for part in found.splitlines() if text in part)
+    written = (root / "a.json").read_text().splitlines()
+    start = int(line.split("a.json:")[1].split(":")[0])
+    assert written[start - 1].strip() == "{"  # the object begins there
+    wanted = json.dumps(content[key][number], indent=1).splitlines()[1].strip().rstrip(",")
+    assert written[start].strip().rstrip(",") == wanted
+    _, report = load(yaml, label_errors="skip")
+    assert report.num_skipped >= 1
+
+
+def test_a_picture_that_is_missing_is_named_or_skipped(root):
+    yaml = write_coco(root)
+    (root / "images" / "a.png").unlink()
+    assert f"{root}/images/a.png: cannot read this picture: No such file" in error_of(yaml)
+    index, report = load(yaml, label_errors="skip")
+    assert (len(index.sizes), report.num_left_out, report.num_boxes) == (2, 1, 1)
+    assert index.offsets.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"images": [],\n"annotations": [}', "a.json:2: not valid JSON (column 17)"),
+        ("[1]", "a COCO file is an object with images, annotations, categories; this is none"),
+        ('{"images": [1], "categories": []}', "images is missing or no list of objects"),
+        ('{"images": [], "annotations": []}', "categories is missing"),
+        ('{"images": [], "categories": [{"id": "1", "name": "a"}]}', "needs a whole number as id and a name"),
+        (
+            '{"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
+            "category id 1 is 'b' here",
+        ),
+        (
+            '{"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}',
+            "'a' stands for several ids",
+        ),
+        ('{"images": [], "categories": []}', "there are no categories"),
+        ('{"images": [], "categories": [{"id": 1, "name": "a"}]}', "split 'train' has no pictures"),
+        ("\xff", "cannot read this as COCO JSON"),
+    ],
+)
+def test_json_files_that_are_no_coco_files(root, text, expected):
+    write_coco(root)
+    (root / "a.json").write_bytes(text.encode("latin-1"))
+    assert expected in error_of(root / "data.yaml")
+
+
+# VOC
+
+
+def test_difficult_objects_are_ignored_and_parts_are_no_objects(root):
+    write_voc(root)
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+    text = xml_of("a").replace("</name>\n", f"</name><difficult>1</difficult>{part}\n", 1)
+    (root / "xml" / "a.xml").write_text(text, encoding="utf-8")
+    index, report = load(root / "data.yaml")
+    assert index.ignore.tolist() == [True, False, False] and report.num_ignored == 1
+
+
+def test_voc_offset_counts_pixels_from_one(root):
+    yaml = write_voc(root, "names: [cat, dog]\nvoc_offset: 1")
+    (root / "xml" / "a.xml").write_text(xml_of("a", BOXES["a"][:1]), encoding="utf-8")
+    index, _ = load(yaml)
+    # 3, 5 -> 2, 4; the right and lower edge stay: pixel 20 counted from 1 ends at edge 20
+    assert index.boxes[0].tolist() == [2, 4, 20.5, 40]
+
+
+def test_names_are_collected_where_none_are_listed(root):
+    assert load_data_spec(write_voc(root, "")).names == NAMES
+
+
+def test_a_missing_xml_file_is_background(root):
+    yaml = write_voc(root)
+    (root / "xml" / "a.xml").unlink()
+    _, report = load(yaml)
+    assert (report.num_missing, report.num_background, report.num_boxes) == (1, 2, 1)
+    for path in (root / "xml").iterdir():
+        path.unlink()
+    assert "Name the folder of the XML files: annotations" in error_of(yaml)
+
+
+def test_the_layout_of_voc_itself(root):
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("b  1\na -1\nc  0\n", encoding="utf-8")
+    (root / "images").rename(root / "JPEGImages")
+    write_voc(root)
+    (root / "xml").rename(root / "Annotations")
+    (root / "data.yaml").unlink()
+    spec = load_data_spec(root)  # no YAML: by its looks
+    index, report = load_split(spec, "train")
+    assert spec.format == "voc" and spec.names == ("cat",)  # a, the only one with a dog, is left out
+    assert [path_of(index, i).stem for i in range(2)] == ["b", "c"] and report.num_boxes == 1
+
+
+VOC_FAULTS = [
+    ("<name>dog</name>", "<name>dgo</name>", 3, "'dgo' is none of the names of the data set"),
+    ("<name>dog</name>", "<name></name>", 3, "this object has no name"),
+    ("<xmin>3</xmin>", "<xmin>three</xmin>", 4, "xmin is 'three', not a number"),
+    ("<xmin>3</xmin>", "", 3, "xmin is missing, not a number"),
+    ("<ymax>40</ymax>", "<ymax>inf</ymax>", 4, "ymax is inf, not a finite number"),
+    ("<xmin>3</xmin>", "<xmin>30</xmin>", 4, "xmin is 30 and xmax is 20.5: the box is turned over"),
+    ("<xmax>20.5</xmax>", "<xmax>99</xmax>", 3, "beyond the right edge"),
+    ("</annotation>", "", 7, "cannot read this as VOC XML: no element found"),
+    ("<annotation>", "<html>", 1, "the file holds <html>, not <annotation>"),
+    ("<annotation>", "<!DOCTYPE x>\n<annotation>", 1, "a document type is declared"),
+    (
+        "<width>30</width>",
+        "<width>31</width>",
+        0,
+        "written for a picture of 31 x 50, but the file is 30 x 50",
+    ),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "line", "text"), VOC_FAULTS)
+def test_voc_faults_are_named_with_their_line(root, old, new, line, text):
+    yaml = write_voc(root)
+    changed = xml_of("a").replace(old, new, 1)
+    assert changed != xml_of("a")
+    (root / "xml" / "a.xml").write_text(changed, encoding="utf-8")
+    where = f"a.xml:{line}: " if line else "a.xml: "
+    assert f"{where}" in error_of(yaml) and text in error_of(yaml)
+
+
+def test_xml_bombs_are_refused():
+    from data.voc import parse_xml
+
+    bomb = b'<!DOCTYPE b [<!ENTITY a "aaaa">]><annotation>&a;</annotation>'
+    for data in (bomb, b"<annotation>" + b"<a>" * 100, b"x" * 6_000_000):
+        with pytest.raises(ValueError):
+            parse_xml(data)
+
+
+# the cache
+
+
+def test_labels_come_from_the_cache_until_a_file_changes(root, capsys, monkeypatch):
+    yaml = write_yolo(root)
+    first, report = load(yaml)
+    monkeypatch.setattr("data.readers.read_size", lambda path: pytest.fail("read again"))
+    again, same = load(yaml)
+    assert same == report and all(
+        np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(first, again, strict=True)
+    )
+    monkeypatch.undo()
+    (root / "labels" / "b.txt").write_text("1 .5 .5 .5 .5\n", encoding="utf-8")
+    changed, _ = load(yaml)
+    assert changed.labels.tolist() == [1, 0, 1]
+    assert f"labels read again, as {root}/labels/b.txt changed" in capsys.readouterr().out
+    Image.new("RGB", (8, 8)).save(root / "images" / "d.png")
+    assert len(load(yaml)[0].sizes) == 4
+    assert "as 1 pictures are new and 0 gone" in capsys.readouterr().out
+    Image.new("RGB", (9, 8)).save(root / "images" / "d.png")
+    assert load(yaml)[0].sizes[3].tolist() == [8, 9]
+
+
+def test_an_edited_class_and_swapped_files_are_seen(root):
+    """Total bytes stay the same in both cases."""
+    yaml = write_yolo(root)
+    load(yaml)
+    path = root / "labels" / "b.txt"
+    path.write_text(path.read_text().replace("0 ", "1 ", 1))
+    assert load(yaml)[0].labels.tolist() == [1, 0, 1]
+    other = root / "labels" / "a.txt"
+    first, second = path.read_text(), other.read_text()
+    path.write_text(second)
+    other.write_text(first)
+    assert load(yaml)[0].offsets.tolist() == [0, 1, 3, 3]
+
+
+def test_options_have_entries_of_their_own_and_problems_are_kept(root):
+    yaml = write_yolo(root)
+    (root / "labels" / "b.txt").write_text("1 .99 .5 .5 .5\n", encoding="utf-8")
+    spec = load_data_spec(yaml)
+    for _ in range(2):
+        assert "beyond the right edge" in error_of(yaml)
+        assert read_split(spec, "train").problems == read_split(spec, "train").problems
+        assert load(yaml, label_errors="clip")[1].num_clipped == 1
+        assert load(yaml, label_errors="skip")[1].num_skipped == 1
+        assert load_split(
+            load_data_spec(yaml, single_cls=True), "train", single_cls=True, label_errors="clip"
+        )[0].labels.tolist() == [0, 0, 0]
+
+
+def test_a_damaged_cache_entry_is_read_over(root, monkeypatch, tmp_path):
+    monkeypatch.setenv("LTRB_CACHE", str(tmp_path / "cache"))
+    yaml = write_yolo(root)
+    first, _ = load(yaml)
+    (entry,) = (tmp_path / "cache" / "labels").iterdir()
+    for content in (entry.read_bytes()[:-40], b"", b"PK\x05\x06" + b"\0" * 18):
+        entry.write_bytes(content)
+        assert all(np.array_equal(a, b) for a, b in zip(load(yaml)[0], first, strict=True))
+
+
+def test_a_cache_that_cannot_be_written_costs_one_line(root, monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LTRB_CACHE", str(tmp_path / "file"))
+    assert load(write_yolo(root))[1].num_boxes == 3
+    assert "cache not written" in capsys.readouterr().err
+
+
+# the YAML
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train: images\nformat: darknet\nnames: [a]", "format: 'darknet' is none of yolo, coco, voc"),
+        ("train: images\nvoc_offset: 2\nnames: [a]", "voc_offset: 2 is neither 0"),
+        ("train: images\nannotations: {trian: x}\nnames: [a]", "annotations: 'trian' is no split"),
+        ("train: images\nimages: {train: 3}\nnames: [a]", "images.train: 3 is not a folder"),
+        ("train: gone.json", "train: 'gone.json' not found; tried"),
+        ("train: images\nformat: coco", "_annotations.coco.json not found; name the JSON file of the split"),
+        ("train: a.json\nimages: gone", "images: 'gone' not found; tried"),
+    ],
+)
+def test_yaml_faults(root, text, expected):
+    write_coco(root)
+    (root / "data.yaml").write_text(text, encoding="utf-8")
+    assert expected in error_of(root / "data.yaml")
+
+
+def test_pictures_of_a_json_file_that_lie_nowhere(root):
+    write_coco(root)
+    (root / "images").rename(root / "pictures")
+    (root / "data.yaml").write_text("train: a.json\n", encoding="utf-8")
+    text = error_of(root / "data.yaml")
+    assert (
+        "b.png, which a.json lists, is in none of:" in text
+        and "Name the folder: images: {train: <folder>}" in text
+    )
+    (root / "data.yaml").write_text("train: a.json\nimages: pictures\n", encoding="utf-8")
+    assert load(root / "data.yaml")[1].num_pictures == 3
+
+
+def test_a_folder_without_a_yaml_and_without_a_layout(root):
+    with pytest.raises(UserError, match="none of the usual layouts"):
+        load_data_spec(root)
+    assert find_data_yaml(root) == root
+
+
+def test_nothing_to_download(root, capsys):
+    download_data(write_yolo(root))
+    assert "nothing to fetch" in capsys.readouterr().out
