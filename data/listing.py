@@ -18,9 +18,8 @@ def walk_pictures(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterato
         if real in entered:
             continue
         entered.add(real)
-        for name in files:
-            if name.lower().endswith(suffixes) and not name.startswith("."):
-                yield os.path.join(parent, name)
+        prefix = os.path.join(parent, "")
+        yield from [prefix + name for name in files if name.lower().endswith(suffixes) and name[0] != "."]
 
 
 def read_list(path: Path, root: Path) -> Iterator[str]:

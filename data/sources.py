@@ -27,6 +27,15 @@ class DataSpec(NamedTuple):
     voc_offset: int  # subtracted from xmin and ymin: 1 for files that count pixels from 1
 
 
+def format_classes(spec: DataSpec) -> str:
+    """Id in the source -> class index -> name, as a table; one line where the ids are the indices."""
+    pairs = list(zip(spec.category_ids, spec.names, strict=True))
+    if spec.category_ids == tuple(range(len(spec.names))):
+        return "classes: " + ", ".join(f"{key} {name}" for key, name in pairs)
+    rows = [f"{key:>8}{index:>8}  {name}" for index, (key, name) in enumerate(pairs)]
+    return "\n".join([f"{'id':>8}{'index':>8}  name", *rows])
+
+
 def spec_error(yaml: Path, text: str) -> UserError:
     """An error in a data-set YAML."""
     return UserError(f"{yaml}: {text}", DATA)

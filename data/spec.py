@@ -12,7 +12,6 @@ import numpy as np
 
 from data.cache import load_arrays, save_arrays, stat_files
 from data.coco import read_categories
-from data.download import fetch_all, read_downloads
 from data.layouts import FORMATS, guess_content, recognise_format
 from data.sources import (
     SPLITS,
@@ -45,7 +44,7 @@ def load_data_spec(path: str | Path, *, single_cls: bool = False) -> DataSpec:
             f"none of the keys {', '.join(SPLITS)} is there; each names a folder, a list file or a JSON file"
         )
         raise spec_error(yaml, text)
-    roots = _find_roots(yaml, content.get("path"))
+    roots = find_roots(yaml, content.get("path"))
     folder = yaml if yaml.is_dir() else yaml.parent
     search = tuple(dict.fromkeys((*roots, folder, Path.cwd())))
     offset = content.get("voc_offset", 0)
@@ -74,18 +73,7 @@ def find_data_yaml(path: str | Path) -> Path:
     raise UserError(f"data set {str(path)!r} not found; tried:\n{indent(tried)}", DATA)
 
 
-def download_data(path: str | Path) -> None:
-    """Fetch what the YAML's ``download`` entry names into the data set's root; see ``data.download``.
-
-    For one process, before ``load_data_spec``.
-    """
-    yaml = find_data_yaml(path)
-    content = {} if yaml.is_dir() else read_yaml(yaml, code=DATA)
-    root = _find_roots(yaml, content.get("path"))[0]
-    fetch_all(read_downloads(yaml, content.get("download")), root, where=yaml)
-
-
-def _find_roots(yaml: Path, path) -> list[Path]:
+def find_roots(yaml: Path, path) -> list[Path]:
     """The folder that ``path`` names; where none exists, both candidates: a later error names them."""
     if path is None:
         return [yaml if yaml.is_dir() else yaml.parent]

@@ -79,13 +79,13 @@ def read_labels(files: list[str], sizes: np.ndarray, names: Sequence[str] | None
 
 def label_paths_of(pictures: list[str]) -> list[str]:
     """The label file of every picture: the last folder images becomes labels; without one, beside it."""
-    folders: dict[str, str] = {}
+    prefixes: dict[str, str] = {}
     paths = []
     for picture in pictures:
         folder, _, name = picture.rpartition(os.sep)
-        if folder not in folders:
-            folders[folder] = _label_folder_of(folder)
-        paths.append(f"{folders[folder]}{os.sep}{os.path.splitext(name)[0]}.txt")
+        if folder not in prefixes:
+            prefixes[folder] = _label_folder_of(folder) + os.sep
+        paths.append(f"{prefixes[folder]}{name.rpartition('.')[0] or name}.txt")
     return paths
 
 

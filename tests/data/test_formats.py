@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from data.index import load_split, path_of, read_split
-from data.spec import download_data, find_data_yaml, load_data_spec
+from data.prepare import prepare_data
+from data.spec import find_data_yaml, load_data_spec
 from utils.errors import DATA, UserError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "datasets"
@@ -492,5 +493,5 @@ def test_a_folder_without_a_yaml_and_without_a_layout(root):
 
 
 def test_nothing_to_download(root, capsys):
-    download_data(write_yolo(root))
+    prepare_data(write_yolo(root), download=True)
     assert "nothing to fetch" in capsys.readouterr().out
