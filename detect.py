@@ -13,9 +13,10 @@ from data.images import decode_image
 from data.letterbox import rounding_note
 from data.listing import SUFFIXES
 from inference import LoadedDetector, load_detector
-from utils.arguments import DETECT_SETTINGS, detect_parser, resolve_use
+from utils.arguments import detect_parser
 from utils.errors import DATA, OK, UserError, run_main
 from utils.plots.draw import draw_boxes
+from utils.settings import DETECT_SETTINGS, resolve_use
 from utils.structures import Detections
 from utils.training.run_folder import make_run_folder
 

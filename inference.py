@@ -8,10 +8,10 @@ import torch
 from data.images import decode_image, read_size
 from data.letterbox import Letterbox, apply_letterbox, input_shape, plan_letterbox, rect_shape, restore
 from models.detector import Detector, build_detector
-from utils.arguments import override
 from utils.config import Config
 from utils.config_files import config_from_plain
 from utils.postprocess import postprocess
+from utils.settings import override
 from utils.structures import Detections
 from utils.training.checkpoint import load_checkpoint
 from utils.training.device import select_device

@@ -5,25 +5,21 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.check import audit_bins
+from data.bins import audit_bins, format_audit
 from data.dataset import Batch, unpad
-from data.index import Index, load_split
 from data.letterbox import rounding_note
-from data.loader import batches, make_train_loader, make_val_loader
-from data.shapes import ensure_shapes
-from data.spec import DataSpec, find_data_yaml, load_data_spec
-from data.yolo import format_report
+from data.loader import Loader
+from data.run_data import Data, load_data
+from data.show_plan import show_plan
 from inference import load_detector
 from models.detector import Detector, build_detector, count_flops, count_parameters
-from utils.arguments import resolve_training, train_parser
+from utils.arguments import train_parser
 from utils.assigners.task_aligned import build_assigner
 from utils.config import Config, Resolved, config_to_plain, dump_config, format_config
 from utils.config_files import config_from_plain
@@ -31,30 +27,29 @@ from utils.errors import run_main
 from utils.losses.compute import compute_loss
 from utils.plots.curves import plot_labels, plot_results
 from utils.plots.grid import save_grid
-from utils.structures import Targets
+from utils.settings import resolve_training
 from utils.training import distributed
 from utils.training.checkpoint import find_latest, load_checkpoint, save_checkpoint
-from utils.training.device import autocast_dtype, select_device
-from utils.training.logger import DelayedValues, ResultsLog, epoch_line, epoch_row, table_header, table_line
+from utils.training.device import autocast_dtype, on_device, select_device
+from utils.training.logger import (
+    DelayedValues,
+    ResultsLog,
+    epoch_line,
+    epoch_row,
+    table_header,
+    table_line,
+    waiting_advice,
+    waiting_note,
+)
 from utils.training.optimizer import freeze, frozen_norms
 from utils.training.reproducibility import seed_everything
 from utils.training.run_folder import make_run_folder
 from utils.training.schedule import lr_factor, warmup_steps
 from utils.training.state import TrainState, start_state
 from utils.training.transfer import load_weights
-from val import check_names, evaluate, format_metrics, ground_truth_of, save_val_pictures, write_metrics
+from val import check_names, evaluate, format_metrics, save_val_pictures, write_metrics
 
 FEW_STEPS = 1000  # of the optimiser: below it a detector has barely begun to learn
-
-
-class Data(NamedTuple):
-    """The pictures of a run."""
-
-    spec: DataSpec
-    index: Index  # of the training pictures
-    train: DataLoader
-    val: DataLoader
-    truth: dict  # COCO ground truth of the validation pictures
 
 
 def main() -> None:
@@ -74,9 +69,12 @@ def main() -> None:
     distributed.start(device)
     try:
         cfg = settings.config
-        data = load_data(cfg, device)
+        data = load_data(cfg, device, download=args.download)
         if content:
             check_names(tuple(content["names"]), data.spec.names, weights=str(last), data=data.spec.yaml)
+        if args.show_plan:
+            show_plans(data, args)
+            return
         state = start(cfg, data, device, weights="" if content else args.weights, content=content)
         folder = last.parent.parent if last else None  # made only now: what is refused leaves nothing behind
         if distributed.rank() == 0 and not folder:
@@ -85,6 +83,16 @@ def main() -> None:
         train(settings, data, state, distributed.from_rank_zero(folder), device=device, args=args)
     finally:
         distributed.stop()
+
+
+def show_plans(data: Data, args) -> None:
+    """Write ``--show-plan`` pictures of the first epoch, annotated with what was done to them."""
+    if distributed.rank() == 0:
+        folder = make_run_folder(args.project, args.name, exist_ok=args.exist_ok) / "plan"
+        shown = data.train.dataset
+        options = {"epoch": 0, "count": args.show_plan, "names": data.spec.names}
+        show_plan(folder, shown.planner, shown.index, shown.pictures, **options)
+        print(f"the first {args.show_plan} training pictures and how they were made: {folder}")
 
 
 def start(cfg: Config, data: Data, device: torch.device, *, weights: str, content: dict | None) -> TrainState:
@@ -120,6 +128,8 @@ def train(settings: Resolved, data: Data, state: TrainState, folder: Path, *, de
                 done = done or gone_stale(state, cfg.train.patience)
             log.write(row)
             print(epoch_line(row, cfg.train.epochs, data.train.dataset.planner.shape))
+            if advice := waiting_advice(row, workers=data.train.workers, cache=cfg.data.cache):
+                print(advice)
             save(folder, state, settings, data, last=done or not args.nosave)
         done = distributed.from_rank_zero(done)
     if first_rank:
@@ -127,21 +137,21 @@ def train(settings: Resolved, data: Data, state: TrainState, folder: Path, *, de
         finish(folder, data, cfg, device, plots=not args.noplots)
 
 
-def train_epoch(model: nn.Module, state: TrainState, loader: DataLoader, cfg: Config, *, device) -> dict:
+def train_epoch(model: nn.Module, state: TrainState, loader: Loader, cfg: Config, *, device) -> dict:
     """One pass over the training pictures; returns the epoch's row of results.csv."""
     model.train()
     for frozen in frozen_norms(model):
         frozen.eval()
     close = state.epoch >= cfg.train.epochs * (1 - cfg.augment.close_mosaic)
-    loader.batch_sampler.set_epoch(state.epoch, mosaic=not close)
+    loader.set_epoch(state.epoch, mosaic=not close)
     assign, group = build_assigner(cfg.assigner), cfg.train.accumulation
     num_batches = len(loader) * cfg.train.epochs
     warmup = warmup_steps(cfg.train, num_batches, len(loader))
     sums, norm = torch.zeros(3, device=device), torch.zeros((), device=device)
     norms, shown = [], DelayedValues()
     name, begun, waited = f"{state.epoch + 1}/{cfg.train.epochs}", time.perf_counter(), 0.0
-    bar = tqdm(batches(loader), total=len(loader), desc=table_line(name, [], ""), leave=False, disable=None)
-    asked = begun
+    arriving, asked = on_device(loader, device), begun
+    bar = tqdm(arriving, total=len(loader), desc=table_line(name, [], ""), leave=False, disable=None)
     for number, batch in enumerate(bar):
         waited += time.perf_counter() - asked
         lr = cfg.train.lr * lr_factor(state.step, num_batches, warmup, cfg.train)
@@ -157,6 +167,7 @@ def train_epoch(model: nn.Module, state: TrainState, loader: DataLoader, cfg: Co
         latest = shown.push(torch.cat((terms, norm.view(1))))
         bar.set_description_str(table_line(name, latest, str(batch.images.shape[-1])), refresh=False)
         asked = time.perf_counter()
+        bar.set_postfix_str(waiting_note(waited, asked - begun), refresh=False)
     state.epoch += 1
     means = distributed.global_sum(sums) / distributed.world_size() / len(loader)
     means = torch.cat((means, torch.stack(norms).mean().view(1)))
@@ -166,14 +177,12 @@ def train_epoch(model: nn.Module, state: TrainState, loader: DataLoader, cfg: Co
 def accumulate_gradients(
     model, state: TrainState, batch: Batch, assign, cfg: Config, *, share: float
 ) -> Tensor:
-    """Add ``share`` of the batch's gradient; returns its three terms, (3,), without reading them."""
-    device = next(state.model.parameters()).device
+    """Add ``share`` of the gradient of a batch on the device; returns its three terms, (3,), unread."""
+    device = batch.images.device
     dtype = autocast_dtype(cfg.train.amp, device)
-    images = batch.images.to(device, non_blocking=True)
-    truth = Targets(*(tensor.to(device, non_blocking=True) for tensor in batch.truth))
     with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        pred = model(images)
-    loss, terms = compute_loss(pred, truth, assign, cfg.loss)
+        pred = model(batch.images)
+    loss, terms = compute_loss(pred, batch.truth, assign, cfg.loss)
     state.scaler.scale(loss * share).backward()
     return torch.stack([term.detach() for term in terms.values()])
 
@@ -181,24 +190,6 @@ def accumulate_gradients(
 def num_updates(cfg: Config, data: Data) -> int:
     """Steps of the optimiser in the whole run."""
     return math.ceil(len(data.train) / cfg.train.accumulation) * cfg.train.epochs
-
-
-def load_data(cfg: Config, device: torch.device) -> Data:
-    """Read both splits and make their loaders."""
-    yaml = find_data_yaml(cfg.data.path)
-    if distributed.rank() == 0:
-        ensure_shapes(yaml)
-    distributed.barrier()
-    spec, indexes = load_data_spec(yaml, single_cls=cfg.data.single_cls), []
-    for split in ("train", "val"):
-        index, report = load_split(spec, split, single_cls=cfg.data.single_cls)
-        indexes.append(index)
-        if distributed.rank() == 0:
-            print(f"{split}: {format_report(report)}")
-    pin = device.type == "cuda"
-    train_loader = make_train_loader(indexes[0], cfg, pin=pin)
-    val_loader = make_val_loader(indexes[1], cfg, pin=pin)
-    return Data(spec, indexes[0], train_loader, val_loader, ground_truth_of(indexes[1], spec))
 
 
 def validate(state: TrainState, data: Data, cfg: Config, device: torch.device) -> dict:
@@ -242,7 +233,8 @@ def describe(settings: Resolved, model: Detector, data: Data, folder: Path, *, d
         print(note)
     flops, dtype = count_flops(model, shape) / 1e9, autocast_dtype(cfg.train.amp, device) or torch.float32
     print(f"model: {count_parameters(model):,} parameters, {flops:.2f} GFLOPs at {shape[0]}x{shape[1]}")
-    print(audit_bins(data.index, shape, reach=2 * cfg.model.reg_max * max(model.strides)))
+    audit = audit_bins(data.index, cfg.data.imgsz, levels=cfg.model.levels, reg_max=cfg.model.reg_max)
+    print(format_audit(audit))
     steps = num_updates(cfg, data)
     precision = str(dtype).removeprefix("torch.")
     print(f"run: {cfg.train.epochs} epochs, {steps} optimiser steps, {precision} on {device}")
@@ -255,7 +247,7 @@ def describe(settings: Resolved, model: Detector, data: Data, folder: Path, *, d
     index, names = data.index, data.spec.names
     sizes = np.repeat(index.sizes, np.diff(index.offsets), axis=0)
     plot_labels(folder / "labels.jpg", labels=index.labels, boxes=index.boxes, sizes=sizes, names=names)
-    batch = next(batches(data.train))
+    batch = data.train.first_batch()
     save_grid(folder / "train_batch0.jpg", batch.images, *unpad(batch.truth), names=names)
 
 

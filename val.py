@@ -10,24 +10,28 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.dataset import unpad
-from data.index import Index, load_split, path_of
+from data.index import load_split, path_of
+from data.labels import format_report
 from data.letterbox import restore, rounding_note
-from data.loader import batches, make_val_loader
-from data.shapes import ensure_shapes
-from data.spec import DataSpec, find_data_yaml, load_data_spec
+from data.loader import Loader, make_val_loader
+from data.prepare import prepare_data
+from data.run_data import ground_truth_of
+from data.sources import format_classes
+from data.spec import load_data_spec
 from inference import load_detector
 from models.detector import Detector
-from utils.arguments import VAL_SETTINGS, resolve_use, val_parser
+from utils.arguments import val_parser
 from utils.config import ValConfig
 from utils.errors import UserError, run_main
-from utils.metrics.coco import KEYS, RECALLS, Metrics, evaluate_detections, make_ground_truth, pack_detections
+from utils.metrics.coco import KEYS, RECALLS, Metrics, evaluate_detections, pack_detections
 from utils.plots.curves import plot_pr_curves
 from utils.plots.grid import save_grid
 from utils.postprocess import postprocess
+from utils.settings import VAL_SETTINGS, resolve_use
+from utils.training.device import on_device
 from utils.training.run_folder import make_run_folder
 
 
@@ -40,16 +44,17 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    model: Detector, loader: DataLoader, truth: dict, *, cfg: ValConfig, device: torch.device
+    model: Detector, loader: Loader, truth: dict, *, cfg: ValConfig, device: torch.device
 ) -> Evaluation:
     """Run ``model`` over ``loader`` in float32; compare to ``truth`` (its index's ``make_ground_truth``)."""
     index, ids = loader.dataset.index, [category["id"] for category in truth["categories"]]
     rows, clock = [np.zeros((0, 7))], {"load": 0.0, "forward": 0.0, "postprocess": 0.0}
     start = time.perf_counter()
     with torch.inference_mode():
-        for batch in tqdm(batches(loader), total=len(loader), desc="validating", leave=False, disable=None):
+        arriving = on_device(loader, device)
+        for batch in tqdm(arriving, total=len(loader), desc="validating", leave=False, disable=None):
             loaded = time.perf_counter()
-            pred = model(batch.images.to(device, non_blocking=True))
+            pred = model(batch.images)
             _wait(device)
             forwarded = time.perf_counter()
             found = postprocess(pred, conf=cfg.conf, iou=cfg.iou, max_det=cfg.max_det)
@@ -66,19 +71,9 @@ def evaluate(
     return Evaluation(metrics, stacked, {**clock, "evaluation_total": time.perf_counter() - start})
 
 
-def ground_truth_of(index: Index, spec: DataSpec) -> dict:
-    """COCO ground truth of a split."""
-    return make_ground_truth(
-        **{field: getattr(index, field) for field in ("picture_ids", "sizes", "offsets", "boxes", "labels")},
-        **{"ignore": index.ignore, "areas": index.areas},
-        category_ids=spec.category_ids,
-        names=spec.names,
-    )
-
-
-def save_val_pictures(folder: Path, model: Detector, loader: DataLoader, names, *, cfg: ValConfig) -> None:
+def save_val_pictures(folder: Path, model: Detector, loader: Loader, names, *, cfg: ValConfig) -> None:
     """val_batch0_labels.jpg and val_batch0_pred.jpg: the first batch with its truths and its detections."""
-    batch = next(batches(loader))
+    batch = loader.first_batch()
     titles = [path_of(loader.dataset.index, picture).name for picture in batch.pictures]
     device = next(model.parameters()).device
     with torch.inference_mode():
@@ -147,11 +142,13 @@ def main() -> None:
     args = val_parser().parse_args()
     detector = load_detector(args.weights, args.device)
     config = resolve_use(args, detector.config, VAL_SETTINGS)
-    yaml = find_data_yaml(config.data.path)
-    ensure_shapes(yaml)
-    spec = load_data_spec(yaml, single_cls=config.data.single_cls)
-    check_names(detector.names, spec.names, weights=args.weights, data=yaml)
-    index, _ = load_split(spec, args.task, single_cls=config.data.single_cls)
+    prepare_data(config.data.path, download=args.download)
+    spec = load_data_spec(config.data.path, single_cls=config.data.single_cls)
+    check_names(detector.names, spec.names, weights=args.weights, data=spec.yaml)
+    index, report = load_split(
+        spec, args.task, single_cls=config.data.single_cls, label_errors=config.data.label_errors
+    )
+    print(f"{format_classes(spec)}\n{args.task}: {format_report(report)}")
     folder = make_run_folder(args.project, args.name, exist_ok=args.exist_ok)
     if note := rounding_note(config.data.imgsz, detector.stride):
         print(note)

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.dataset import Batch, ValSet, collate
+from data.dataset import Batch, ValSet
 from data.index import Index, load_split
 from data.letterbox import restore
+from data.pictures import DecodedPictures
 from data.shapes import make_shapes
 from data.spec import load_data_spec
 from models.detector import build_detector
@@ -67,8 +68,8 @@ def overfit(steps: int = 300) -> dict[str, float]:
     seed_everything(0)
     with tempfile.TemporaryDirectory() as folder:
         index, names, chosen = pick_pictures(Path(folder) / "shapes")
-        dataset = ValSet(index)
-        batch = collate([dataset[number, (SIDE, SIDE)] for number in chosen])
+        pictures = DecodedPictures(index, index.sizes, keep=0)
+        batch = ValSet(index, pictures, (SIDE, SIDE))[[(number, (SIDE, SIDE)) for number in chosen]]
     model, ids = learn(batch, len(names), steps), range(1, len(names) + 1)
     with torch.inference_mode():
         found = postprocess(model(batch.images), conf=0.001, iou=0.65, max_det=300)

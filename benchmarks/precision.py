@@ -13,13 +13,12 @@ from pathlib import Path
 
 import torch
 
-from data.loader import batches
-from train import accumulate_gradients, load_data, start
+from train import accumulate_gradients, start
 from utils.assigners.task_aligned import build_assigner
 from utils.config import Config
 from utils.config_files import load_config
 from utils.errors import OUR_FAULT
-from utils.training.device import select_device
+from utils.training.device import on_device, select_device
 from utils.training.schedule import lr_factor, warmup_steps
 
 OUT = Path(__file__).parent / "out" / "precision.json"
@@ -28,15 +27,15 @@ STEPS, WINDOW, LIMIT = 50, 10, 0.02
 
 def run(cfg: Config, device: torch.device) -> tuple[torch.Tensor, float]:
     """The loss at each of 50 steps, and pictures a second after the first 10 steps."""
-    data = load_data(cfg, device)
+    data = load_data(cfg, device, download=False)
     state = start(cfg, data, device, weights="", content=None)
     state.model.train()
     assign, losses, begun = build_assigner(cfg.assigner), [], 0.0
     num_batches = len(data.train) * cfg.train.epochs
     warmup = warmup_steps(cfg.train, num_batches, len(data.train))
     while len(losses) < STEPS:
-        data.train.batch_sampler.set_epoch(len(losses) // len(data.train), mosaic=True)
-        for batch in batches(data.train):
+        data.train.set_epoch(len(losses) // len(data.train), mosaic=True)
+        for batch in on_device(data.train, device):
             if len(losses) == STEPS // 5:
                 begun = now(device)
             guard(device, "error")

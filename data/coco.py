@@ -88,9 +88,11 @@ def read_categories(paths: Sequence[Path]) -> tuple[dict[int, str], list[str]]:
             if found.setdefault(number, name.strip()) != name.strip():
                 text = f"category id {number} is {name.strip()!r} here, but {found[number]!r} before"
                 raise UserError(f"{path}: {text}; give every category one id in all files", DATA)
-            if category.get("supercategory") != name:
-                above.add(category.get("supercategory"))
-        used.update(annotation.get("category_id") for annotation in file.annotations)
+            parent = category.get("supercategory")
+            if isinstance(parent, str) and parent != name:
+                above.add(parent)
+        ids = (annotation.get("category_id") for annotation in file.annotations)
+        used.update(number for number in ids if _is_id(number))
     dropped = [number for number, name in found.items() if number not in used and name in above]
     names = {number: found[number] for number in sorted(found) if number not in dropped}
     repeated = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
@@ -134,7 +136,7 @@ def read_labels(files: list[CocoFile], pictures: CocoPictures, ids: Sequence[int
         faulty = {image["id"] for image in file.images if _is_id(image.get("id"))} - place_of.keys()
         for number, annotation in enumerate(file.annotations):
             fault, kind = _annotation_fault(annotation, place_of, class_of)
-            if fault and annotation.get("image_id") not in faulty:
+            if fault and not (kind == "no picture" and annotation["image_id"] in faulty):
                 problems.append(file.problem("annotations", number, fault, kind))
             if fault:
                 continue
@@ -179,8 +181,10 @@ def _image_fault(name: object, key: object, *, known_path: bool, known_id: bool)
 def _annotation_fault(annotation: dict, place_of: dict, class_of: dict | None) -> tuple[str, str]:
     """What is wrong with an annotation, and the kind of it; '' where nothing is."""
     image, category, bbox = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
-    if not _is_id(image) or image not in place_of:
-        return f"image_id is {_show(image)}; no picture has this id", "image id"
+    if not _is_id(image):
+        return f"image_id is {_show(image)}, not a whole number", "id"
+    if image not in place_of:
+        return f"image_id is {image}; no picture has this id", "no picture"
     if class_of is not None and (not _is_id(category) or category not in class_of):
         return f"category_id is {_show(category)}; the classes have the ids {_show(list(class_of))}", "class"
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):

@@ -1,7 +1,7 @@
 """Pictures and boxes of one split as batches. B images, M padded truths; boxes xyxy in input pixels."""
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.images import decode_image
-from data.index import Index, path_of
+from data.index import Index
 from data.letterbox import Letterbox, apply_letterbox, plan_letterbox
+from data.pictures import Pictures, scale_index
 from data.plan import Planner
 from data.render import render, render_boxes
 from utils.config import AugmentConfig
@@ -38,38 +38,47 @@ class Batch(NamedTuple):
     pictures: list[int]
     letterboxes: list[Letterbox | None]
 
+    def pin_memory(self) -> "Batch":
+        """In page-locked memory, from where copies to a GPU run by themselves; called by PyTorch's loader."""
+        truth = Targets(*(tensor.pin_memory() for tensor in self.truth))
+        return self._replace(images=self.images.pin_memory(), truth=truth)
+
 
 class PictureSet(Dataset, ABC):
-    """What both sets share: in place of a picture that cannot be read stands the ``UserError`` that says so.
+    """What both sets share: ``set[items]`` is the batch of these items, each the arguments of ``sample``.
 
-    Raised inside a worker it would arrive wrapped in that process's traceback; ``data.loader.batches`` raises
-    it.
+    In place of a batch with a picture that cannot be read stands the ``UserError`` that says so: raised
+    inside a worker it would arrive wrapped in that process's traceback. ``data.loader.Loader`` raises it.
     """
 
     index: Index
+    pictures: Pictures
 
-    def __getitem__(self, item: tuple) -> Sample | UserError:
+    def __getitem__(self, items: Sequence[tuple]) -> Batch | UserError:
         try:
-            return self.sample(*item)
+            return collate([self.sample(*item) for item in items])
         except UserError as error:
             return error
 
     @abstractmethod
     def sample(self, *item) -> Sample:
-        """The picture and its truth."""
+        """A picture and its truth."""
 
 
 class TrainSet(PictureSet):
-    """Augmented pictures; an item is (epoch, position in the epoch's permutation, mosaic or not)."""
+    """Augmented pictures; an item is (epoch, position in its permutation, shape of the input, mosaic or not).
 
-    def __init__(self, index: Index, planner: Planner, cfg: AugmentConfig):
-        self.index, self.planner, self.cfg = index, planner, cfg
-        self._decoded = _DecodedPictures(index, capacity=planner.group)
+    ``planner`` is made for the sizes in which ``pictures`` are held; ``index`` becomes one in held pixels.
+    """
 
-    def sample(self, epoch: int, position: int, mosaic: bool) -> Sample:
+    def __init__(self, index: Index, planner: Planner, cfg: AugmentConfig, pictures: Pictures):
+        self.index, self.planner, self.cfg = scale_index(index, pictures.sizes), planner, cfg
+        self.pictures = pictures
+
+    def sample(self, epoch: int, position: int, shape: tuple[int, int], mosaic: bool) -> Sample:
         """The picture planned for a position of an epoch."""
-        plan = self.planner.plan(epoch, position, mosaic=mosaic)
-        image = render(plan, self._decoded)
+        plan = self.planner.plan(epoch, position, mosaic=mosaic, shape=shape)
+        image = render(plan, self.pictures)
         boxes, labels, ignore = render_boxes(
             plan, self.index, min_visible=self.cfg.min_visible, min_side=self.cfg.min_side
         )
@@ -78,29 +87,27 @@ class TrainSet(PictureSet):
 
 
 class ValSet(PictureSet):
-    """Letterboxed pictures, each once; an item is (picture, shape of the input)."""
+    """Pictures fitted into ``limit``, each once; an item is (picture, shape of the input to stand in).
 
-    def __init__(self, index: Index):
-        self.index = index
+    Where a picture lies follows from its size in ``index`` alone, however it is held in ``pictures``.
+    """
+
+    def __init__(self, index: Index, pictures: Pictures, limit: tuple[int, int]):
+        self.index, self.pictures, self.limit = index, pictures, limit
 
     def sample(self, picture: int, shape: tuple[int, int]) -> Sample:
-        """One picture, fitted into ``shape``."""
-        pixels = decode_image(path_of(self.index, picture))
-        letterbox = plan_letterbox(pixels.shape[:2], shape)
+        """One picture, centred in ``shape``, which is at most ``limit`` and holds the fitted picture."""
+        letterbox = plan_letterbox(tuple(self.index.sizes[picture].tolist()), self.limit)
+        (height, width), (down, across) = letterbox.resized, shape
+        letterbox = letterbox._replace(offset=((across - width) // 2, (down - height) // 2), shape=shape)
         rows = slice(self.index.offsets[picture], self.index.offsets[picture + 1])
-        boxes = letterbox.forward(self.index.boxes[rows].astype(np.float64)).astype(np.float32)
-        image = apply_letterbox(pixels, letterbox)
+        boxes = letterbox.forward(self.index.boxes[rows]).astype(np.float32)
+        image = apply_letterbox(self.pictures(picture), letterbox)
         return Sample(image, boxes, self.index.labels[rows], self.index.ignore[rows], picture, letterbox)
 
 
-def collate(samples: list[Sample | UserError]) -> Batch | UserError:
-    """Samples of one size -> a batch, truths padded to the largest count, at least 1, with unit boxes.
-
-    The first error among them, if there is one, instead.
-    """
-    for sample in samples:
-        if isinstance(sample, UserError):
-            return sample
+def collate(samples: list[Sample]) -> Batch:
+    """Samples of one size -> a batch, truths padded to the largest count, at least 1, with unit boxes."""
     images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
     most = max(1, *(len(sample.labels) for sample in samples))
     boxes = np.tile(np.array((0, 0, 1, 1), np.float32), (len(samples), most, 1))
@@ -118,20 +125,3 @@ def unpad(truth: Targets) -> tuple[list[Tensor], list[Tensor]]:
     """Boxes (n, 4) and labels (n,) of each picture, without the padding."""
     pairs = [(boxes[valid], labels[valid]) for boxes, labels, valid, _ in zip(*truth, strict=True)]
     return [boxes for boxes, _ in pairs], [labels for _, labels in pairs]
-
-
-class _DecodedPictures:
-    """The last ``capacity`` decoded pictures, so that a group's mosaics need one decode of each picture."""
-
-    def __init__(self, index: Index, *, capacity: int):
-        self.index, self.capacity = index, capacity
-        self._pictures: OrderedDict[int, np.ndarray] = OrderedDict()
-
-    def __call__(self, number: int) -> np.ndarray:
-        if number in self._pictures:
-            self._pictures.move_to_end(number)
-        else:
-            self._pictures[number] = decode_image(path_of(self.index, number))
-            if len(self._pictures) > self.capacity:
-                self._pictures.popitem(last=False)
-        return self._pictures[number]

@@ -1,125 +1,197 @@
-"""Loaders: which pictures make which batch, and the processes that render them."""
+"""Loaders: which pictures make which batch, and the processes that render them.
 
-import os
-from collections.abc import Iterator
+A process is handed a *unit*: as many batches in a row as share a group of the epoch's permutation. So each
+picture of a group is decoded once, by one process. Sizes are (height, width), amounts bytes.
+"""
 
-import cv2
+import sys
+from collections.abc import Callable, Iterator
+
 import numpy as np
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
-from data.dataset import Batch, TrainSet, ValSet, collate
+from data.dataset import Batch, PictureSet, TrainSet, ValSet
 from data.index import Index
 from data.letterbox import input_shape, rect_shape
-from data.plan import Planner
+from data.pictures import DecodedPictures, Pictures, fitted_sizes, needed_sizes
+from data.plan import Planner, batch_shape
+from data.workers import (
+    check_workers,
+    choose_workers,
+    end_workers,
+    next_unit,
+    prefetch_of,
+    start_units,
+    start_worker,
+)
 from utils.config import Config
 from utils.errors import UserError
 from utils.training.distributed import rank, world_size
 
+Shape = tuple[int, int]
 
-class TrainSampler(Sampler):
-    """The batches of one epoch, as items of ``TrainSet``.
+
+class TrainSampler:
+    """The batches of one epoch from ``start`` on, as items of ``TrainSet``; ``len`` counts the whole epoch's.
 
     Global batch k holds the positions k B .. k B + B - 1 whatever the number of ranks, each of which takes an
-    equal slice of it; the last batch is filled up from the permutation's start. ``set_epoch`` chooses the
-    epoch.
+    equal slice of it; the last batch is filled up from the permutation's start. ``shape_of(epoch, k)`` is its
+    shape.
     """
 
-    def __init__(self, num_pictures: int, batch_size: int):
+    def __init__(self, num_pictures: int, batch_size: int, shape_of: Callable[[int, int], Shape]):
         if batch_size % world_size():
             raise UserError(
                 f"--batch-size {batch_size} is the total over all ranks: no multiple of {world_size()}"
             )
-        self.num_pictures, self.batch_size = num_pictures, batch_size
-        self.epoch, self.mosaic = 0, True
-
-    def set_epoch(self, epoch: int, *, mosaic: bool) -> None:
-        """Choose the epoch, and whether its pictures may be mosaics."""
-        self.epoch, self.mosaic = epoch, mosaic
+        self.num_pictures, self.batch_size, self.shape_of = num_pictures, batch_size, shape_of
+        self.epoch, self.mosaic, self.start = 0, True, 0
 
     def __len__(self) -> int:
         return -(-self.num_pictures // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, bool]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, Shape, bool]]]:
         share = self.batch_size // world_size()
-        for batch in range(len(self)):
-            start = batch * self.batch_size + rank() * share
-            yield [(self.epoch, position, self.mosaic) for position in range(start, start + share)]
+        for batch in range(self.start, len(self)):
+            first, shape = batch * self.batch_size + rank() * share, self.shape_of(self.epoch, batch)
+            yield [(self.epoch, position, shape, self.mosaic) for position in range(first, first + share)]
 
 
-class ValSampler(Sampler):
+class ValSampler:
     """Every picture once, as items of ``ValSet``: square inputs, or with ``rect`` sorted by shape.
 
     Sorting puts like shapes into one batch, so each is padded little.
     """
 
-    def __init__(
-        self, sizes: np.ndarray, batch_size: int, shape: tuple[int, int], *, stride: int, rect: bool
-    ):
-        numbers = np.argsort(sizes[:, 0] / sizes[:, 1], kind="stable") if rect else np.arange(len(sizes))
-        self.batches = []
-        for start in range(0, len(numbers), batch_size):
-            batch = numbers[start : start + batch_size].tolist()
-            shapes = [rect_shape(tuple(sizes[n].tolist()), shape, stride) for n in batch] if rect else [shape]
-            common = max(height for height, _ in shapes), max(width for _, width in shapes)
-            self.batches.append([(number, common) for number in batch])
+    start = 0
+
+    def __init__(self, sizes: np.ndarray, batch_size: int, shape: Shape, *, stride: int, rect: bool):
+        self.sizes, self.batch_size, self.shape = sizes, batch_size, shape
+        self.stride, self.rect = stride, rect
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return -(-len(self.sizes) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, int]]]]:
-        return iter(self.batches)
+    def __iter__(self) -> Iterator[list[tuple[int, Shape]]]:
+        aspects = self.sizes[:, 0] / self.sizes[:, 1]
+        order = np.argsort(aspects, kind="stable") if self.rect else np.arange(len(aspects))
+        for batch in range(len(self)):
+            numbers = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+            shape = self._common_shape(numbers)
+            yield [(number, shape) for number in numbers]
 
-
-def make_train_loader(index: Index, cfg: Config, *, pin: bool) -> DataLoader:
-    """Augmented batches of ``train.batch_size``, the same for any number of workers; see ``TrainSampler``."""
-    shape = input_shape(cfg.data.imgsz, 2 ** max(cfg.model.levels))
-    planner = Planner(index.sizes, shape, cfg.augment, group=cfg.data.group, seed=cfg.train.seed)
-    sampler = TrainSampler(len(index.sizes), cfg.train.batch_size)
-    return _make_loader(TrainSet(index, planner, cfg.augment), sampler, cfg.data.workers, pin=pin, keep=True)
-
-
-def make_val_loader(index: Index, cfg: Config, *, pin: bool) -> DataLoader:
-    """Every picture once, letterboxed to ``data.imgsz``; see ``ValSampler``."""
-    stride = 2 ** max(cfg.model.levels)
-    shape, size = input_shape(cfg.data.imgsz, stride), cfg.val.batch_size or cfg.train.batch_size
-    sampler = ValSampler(index.sizes, size, shape, stride=stride, rect=cfg.data.rect)
-    return _make_loader(ValSet(index), sampler, cfg.data.workers, pin=pin, keep=False)
+    def _common_shape(self, numbers: list[int]) -> Shape:
+        if not self.rect:
+            return self.shape
+        shapes = [rect_shape(tuple(size), self.shape, self.stride) for size in self.sizes[numbers].tolist()]
+        return max(height for height, _ in shapes), max(width for _, width in shapes)
 
 
-def batches(loader: DataLoader) -> Iterator[Batch]:
-    """The loader's batches; a picture that cannot be read ends them with its own ``UserError``.
+class Units:
+    """The sampler's batches in lists of ``size``, cut at the same places wherever the epoch starts."""
 
-    Raised inside a worker it would arrive wrapped in that process's traceback, so it travels as a value.
+    def __init__(self, sampler: TrainSampler | ValSampler, size: int):
+        self.sampler, self.size = sampler, size
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.size)
+
+    def __iter__(self) -> Iterator[list[list[tuple]]]:
+        unit = []
+        for number, batch in enumerate(self.sampler, self.sampler.start):
+            unit.append(batch)
+            if (number + 1) % self.size == 0:
+                yield unit
+                unit = []
+        if unit:
+            yield unit
+
+
+class Loader:
+    """The batches of an epoch; ``len`` counts a whole epoch's. ``workers`` 0: rendered in this process.
+
+    A picture that cannot be read, and a process that was killed, end an epoch with a ``UserError``. ``keep``:
+    the processes, and the pictures they have decoded, live on from epoch to epoch.
     """
-    for batch in loader:
+
+    def __init__(self, dataset: PictureSet, units: Units, *, workers: int, pin: bool, keep: bool):
+        self.dataset, self.sampler, self.workers = dataset, units.sampler, workers
+        self._units = DataLoader(
+            dataset,
+            batch_sampler=units,
+            num_workers=workers,
+            collate_fn=list,
+            pin_memory=pin,
+            worker_init_fn=start_worker,
+            prefetch_factor=prefetch_of(units.size) if workers else None,
+            persistent_workers=keep and workers > 0,
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int, *, mosaic: bool, start: int = 0) -> None:
+        """Choose the epoch, whether its pictures may be mosaics, and the batch to start with."""
+        self.sampler.epoch, self.sampler.mosaic, self.sampler.start = epoch, mosaic, start
+
+    def __iter__(self) -> Iterator[Batch]:
+        units = start_units(self._units)
+        while unit := next_unit(units):
+            while unit:
+                check_workers(units)
+                batch = unit.pop(0)  # taken out, so that its shared memory is free once it is used
+                if isinstance(batch, UserError):
+                    end_workers(units)
+                    raise batch
+                yield batch
+
+    def first_batch(self) -> Batch:
+        """The first batch of the epoch, rendered in this process: a look that leaves the workers alone."""
+        batch = self.dataset[next(iter(self.sampler))]
         if isinstance(batch, UserError):
             raise batch
-        yield batch
+        return batch
+
+    def worker_pids(self) -> list[int]:
+        """Process numbers of the workers that live on between epochs."""
+        return [worker.pid for worker in getattr(self._units._iterator, "_workers", ())]
 
 
-def choose_workers(asked: int | None, batches: int) -> int:
-    """Worker processes: as asked, else one for each core left beside the training process, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes on this machine
-    return asked if asked is not None else max(0, min(8, cores - 1, batches))
+def make_train_loader(index: Index, cfg: Config, *, pin: bool, pictures: Pictures | None = None) -> Loader:
+    """Augmented batches of ``train.batch_size``, the same for any number of workers: see ``TrainSampler``.
+
+    Pixels are those of the cache ``pictures``, or else decoded in the size that the largest scale needs.
+    """
+    stride, seed, change = 2 ** max(cfg.model.levels), cfg.train.seed, cfg.augment.multi_scale
+    shape, group, batch_size = input_shape(cfg.data.imgsz, stride), cfg.data.group, cfg.train.batch_size
+    if pictures is None:
+        needed = needed_sizes(index.sizes, shape, enlarged=(1 + cfg.augment.scale) * (1 + change))
+        pictures = DecodedPictures(index, needed, keep=group)
+
+    def shape_of(epoch: int, batch: int) -> Shape:
+        return batch_shape(seed, epoch, batch, shape=shape, stride=stride, multi_scale=change)
+
+    planner = Planner(pictures.sizes, shape, cfg.augment, group=group, seed=seed)
+    dataset = TrainSet(index, planner, cfg.augment, pictures)
+    units = Units(TrainSampler(len(index.sizes), batch_size, shape_of), max(1, round(group / batch_size)))
+    pixels = batch_size // world_size() * shape[0] * shape[1] * (1 + change) ** 2
+    return _make_loader(dataset, units, cfg.data.workers, pixels=pixels, pin=pin, keep=True)
 
 
-def _make_loader(
-    dataset: TrainSet | ValSet, sampler: Sampler, asked: int | None, *, pin: bool, keep: bool
-) -> DataLoader:
-    """``keep``: the workers, and the pictures they have decoded, live on from epoch to epoch."""
-    workers = choose_workers(asked, len(sampler))
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin,
-        worker_init_fn=_start_worker,
-        prefetch_factor=4 if workers else None,
-        persistent_workers=keep and workers > 0,
-    )
+def make_val_loader(index: Index, cfg: Config, *, pin: bool, pictures: Pictures | None = None) -> Loader:
+    """Every picture once, letterboxed to ``data.imgsz``; see ``ValSampler``. The same pixels with a cache."""
+    stride = 2 ** max(cfg.model.levels)
+    shape, size = input_shape(cfg.data.imgsz, stride), cfg.val.batch_size or cfg.train.batch_size
+    if pictures is None:
+        pictures = DecodedPictures(index, fitted_sizes(index.sizes, shape), keep=0)
+    units = Units(ValSampler(index.sizes, size, shape, stride=stride, rect=cfg.data.rect), 1)
+    dataset, pixels = ValSet(index, pictures, shape), size * shape[0] * shape[1]
+    return _make_loader(dataset, units, cfg.data.workers, pixels=pixels, pin=pin, keep=False)
 
 
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)
+def _make_loader(dataset, units: Units, asked: int | None, *, pixels: float, pin: bool, keep: bool) -> Loader:
+    """``pixels`` of a batch."""
+    most, per_unit = len(units), int(3 * pixels * units.size)
+    workers = choose_workers(asked, most, unit_bytes=per_unit, prefetch=prefetch_of(units.size))
+    return Loader(dataset, units, workers=workers, pin=pin, keep=keep)

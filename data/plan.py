@@ -9,39 +9,37 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.arrange import Piece, Rect, View, arrange_four, arrange_nine, arrange_single
+from data.colour import colour_matrix
+from data.homography import is_straight, project, visible_polygons, warp_matrix
 from utils.config import AugmentConfig
 
-Rect = tuple[int, int, int, int]  # x1, y1, x2, y2, whole pixels
+MIXUP_BETA = 32.0  # both parameters: the weight is 0.5 +- 0.06; see ``Planner.plan``
+MIXUP_STREAM, SHAPE_STREAM = 4, 5  # of random numbers; layer n of a plan draws from 2 n and 2 n + 1
 
 
 class Tile(NamedTuple):
-    """One source picture in the output: the pixels of ``crop`` resized to ``place``, mirrored by ``flip``."""
+    """One source picture in the output: the pixels of ``crop``; they fill matrix(crop)."""
 
     source: int  # number of the picture in the index
     crop: Rect  # px of the source picture
-    place: Rect  # px of the output
-    flip: tuple[bool, bool]  # left-right, up-down
+    matrix: np.ndarray  # (3, 3) from source to output pixels, exactly as rendered: boxes go through it
 
     @property
-    def matrix(self) -> np.ndarray:
-        """(3, 3) from source to output pixels, exactly as rendered: boxes go through it."""
-        matrix = np.eye(3)
-        for axis in (0, 1):
-            low, high = self.crop[axis], self.crop[axis + 2]
-            start, end = self.place[axis], self.place[axis + 2]
-            if self.flip[axis]:
-                start, end = end, start
-            matrix[axis, axis] = (end - start) / (high - low)
-            matrix[axis, 2] = start - low * matrix[axis, axis]
-        return matrix
+    def place(self) -> Rect:
+        """Px of the output that a tile fills which is not turned, sheared or tilted."""
+        ends = (np.reshape(self.crop, (2, 2)) * np.diag(self.matrix)[:2] + self.matrix[:2, 2]).round()
+        return tuple(int(value) for value in (*ends.min(0), *ends.max(0)))
 
 
 class Plan(NamedTuple):
-    """One output picture."""
+    """One output picture; with mixup, ``weight`` of it and 1 - weight of ``mixed``."""
 
     tiles: tuple[Tile, ...]
     size: tuple[int, int]
     colour: np.ndarray  # (3, 3) float32, applied to RGB
+    mixed: "Plan | None" = None
+    weight: float = 1.0
 
 
 class Planner:
@@ -59,98 +57,125 @@ class Planner:
             self._order = (epoch, _generator(self.seed, epoch, 0).permutation(len(self.sizes)))
         return self._order[1]
 
-    def plan(self, epoch: int, position: int, *, mosaic: bool) -> Plan:
+    def plan(self, epoch: int, position: int, *, mosaic: bool, shape: tuple[int, int] | None = None) -> Plan:
         """The plan of one position of the epoch; one beyond the last picture starts over with new draws.
 
-        Mosaic partners come from the position's own group of ``group`` positions, so that a group's pictures
-        are decoded once.
+        Partners, of a mosaic and in mixup, come from the position's own group of ``group`` positions, so that
+        a group's pictures are decoded once. ``mosaic`` False switches off mosaics and mixup; ``shape``
+        replaces the output's. Mixup blends pixels by a weight from Beta(32, 32), as YOLOv5 does, and keeps
+        all boxes; arXiv:1902.04103, which brought mixup to detectors, has Beta(1.5, 1.5) and weighs losses.
         """
-        rng = _generator(self.seed, epoch, position + 1)
-        order = self.order(epoch)
+        key, order = (self.seed, epoch, position + 1), self.order(epoch)
         place = position % len(order)
-        scale = 1 + rng.uniform(-self.cfg.scale, self.cfg.scale)
-        shift = rng.uniform(-self.cfg.translate, self.cfg.translate, 2)
-        flip = tuple(bool(rng.random() < share) for share in (self.cfg.flip_lr, self.cfg.flip_ud))
-        colour = colour_matrix(*(rng.uniform(-1, 1, 3) * (self.cfg.hue, self.cfg.saturation, self.cfg.value)))
-        if mosaic and rng.random() < self.cfg.mosaic:
-            start = place - place % self.group
-            partners = order[start : start + self.group]
-            sources = [order[place], *rng.choice(partners, 3)]
-            tiles = self._mosaic(sources, rng.uniform(0.5, 1.5, 2), scale, shift)
+        start = place - place % self.group
+        partners, shape = order[start : start + self.group], shape or self.shape
+        own = self._draw_layer(key, 0, (order[place], partners), mosaic=mosaic, shape=shape)
+        if not mosaic or not self.cfg.mixup:
+            return own
+        rng = _generator(*key, MIXUP_STREAM)
+        if rng.random() >= self.cfg.mixup:
+            return own
+        pictures = (rng.choice(partners), partners)
+        other = self._draw_layer(key, 1, pictures, mosaic=mosaic, shape=shape)
+        return own._replace(mixed=other, weight=float(rng.beta(MIXUP_BETA, MIXUP_BETA)))
+
+    def _draw_layer(self, key: tuple, layer: int, pictures: tuple, *, mosaic: bool, shape) -> Plan:
+        """One picture or mosaic; ``pictures``: its own number, and those that its partners may have."""
+        cfg, rng, (own, partners) = self.cfg, _generator(*key, 2 * layer), pictures
+        scale = 1 + rng.uniform(-cfg.scale, cfg.scale)
+        shift = rng.uniform(-cfg.translate, cfg.translate, 2)
+        flip = tuple(bool(rng.random() < share) for share in (cfg.flip_lr, cfg.flip_ud))
+        colour = colour_matrix(*(rng.uniform(-1, 1, 3) * (cfg.hue, cfg.saturation, cfg.value)))
+        warps = bool(cfg.degrees or cfg.shear or cfg.perspective)
+        more = _generator(*key, 2 * layer + 1) if warps or cfg.mosaic9 else None
+        warp = self._draw_warp(more, shape) if warps else None
+        view = View(shape, _window(warp, shape), scale, shift)
+        if mosaic and rng.random() < cfg.mosaic:
+            sources, joint = [own, *rng.choice(partners, 3)], rng.uniform(0.5, 1.5, 2)
+            if cfg.mosaic9 and more.random() < cfg.mosaic9:
+                pieces = arrange_nine([*sources, *more.choice(partners, 5)], self.sizes, joint, view)
+            else:
+                pieces = arrange_four(sources, self.sizes, joint, view)
         else:
-            tiles = self._single(order[place], scale, shift)
-        flipped = tuple(_mirror(tile, flip, self.shape) for tile in tiles)
-        return Plan(flipped, self.shape, colour)
+            pieces = arrange_single(own, self.sizes, view)
+        tiles = [_make_tile(piece, flip, warp, shape=shape) for piece in pieces]
+        return Plan(tuple(tiles if warp is None else _seen(tiles, shape)), shape, colour)
 
-    def _single(self, source: int, scale: float, shift: np.ndarray) -> list[Tile]:
-        """The picture fitted into the output, scaled about its centre, shifted by a share of the output."""
-        extent = np.array(self.shape[::-1], float)
-        shown = self._fitted(source) * scale
-        corner = extent / 2 + shift * extent - shown / 2
-        tile = self._tile(source, np.concatenate((corner, corner + shown)), (0, 0, *extent))
-        return [tile] if tile else []
-
-    def _mosaic(self, sources: list[int], joint: np.ndarray, scale: float, shift: np.ndarray) -> list[Tile]:
-        """Four pictures that meet at ``joint`` (in outputs, of a 2 x 2 canvas), seen through the output."""
-        extent = np.array(self.shape[::-1], float)
-        centre = ((joint - 1) * scale + 0.5 + shift) * extent
-        tiles = []
-        for source, (right, lower) in zip(sources, ((0, 0), (1, 0), (0, 1), (1, 1)), strict=True):
-            side = np.array((right, lower))
-            corner = centre - (1 - side) * self._fitted(source) * scale
-            box = np.concatenate((corner, corner + self._fitted(source) * scale))
-            edge = np.rint(centre).clip(0, extent)
-            room = np.concatenate((edge * side, np.where(side, extent, edge)))
-            tile = self._tile(source, box, tuple(room))
-            if tile:
-                tiles.append(tile)
-        return tiles
-
-    def _fitted(self, source: int) -> np.ndarray:
-        """(width, height) of a picture fitted into the output, not rounded."""
-        height, width = self.sizes[source]
-        return np.array((width, height)) * min(self.shape[0] / height, self.shape[1] / width)
-
-    def _tile(self, source: int, box: np.ndarray, room: tuple) -> Tile | None:
-        """The part of a picture shown at ``box`` that lies in ``room``, in whole pixels on both sides."""
-        size = np.array(self.sizes[source][::-1], float)
-        place = np.concatenate((np.maximum(box[:2], room[:2]), np.minimum(box[2:], room[2:])))
-        place = np.rint(place)
-        if (place[2:] - place[:2] < 1).any():
-            return None
-        ratio = size / (box[2:] - box[:2])
-        low = np.rint((place[:2] - box[:2]) * ratio).clip(0, size - 1)
-        high = np.maximum(np.rint((place[2:] - box[:2]) * ratio).clip(0, size), low + 1)
-        crop = tuple(int(value) for value in (*low, *high))
-        return Tile(int(source), crop, tuple(int(value) for value in place), (False, False))
+    def _draw_warp(self, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray | None:
+        """(3, 3) what everything in the output goes through before it is mirrored, if it turns anything."""
+        turn, *shear_and_tilt = rng.uniform(-1, 1, 5)
+        shear = np.multiply(shear_and_tilt[:2], self.cfg.shear)
+        tilt = np.multiply(shear_and_tilt[2:], self.cfg.perspective)
+        warp = warp_matrix(shape, degrees=turn * self.cfg.degrees, shear=shear, tilt=tilt)
+        return None if is_straight(warp) else warp
 
 
-def colour_matrix(hue: float, saturation: float, value: float) -> np.ndarray:
-    """(3, 3) float32 on RGB: hue turned by ``hue`` turns, saturation and value gained by 1 + the others.
+def batch_shape(
+    seed: int, epoch: int, batch: int, *, shape: tuple[int, int], stride: int, multi_scale: float
+) -> tuple[int, int]:
+    """(height, width) of the input of one batch, the same for every worker and rank.
 
-    All three are linear in YIQ: a rotation and a gain of the (I, Q) plane, and a gain of everything.
+    ``multi_scale`` 0: ``shape``, which is in multiples of ``stride``. Else the longer side is drawn from the
+    multiples within 1 - multi_scale .. 1 + multi_scale of it, each as likely; the other keeps the aspect as
+    well as multiples allow.
     """
-    to_yiq = np.array(((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)))
-    angle, gain = 2 * np.pi * hue, 1 + saturation
-    turn = np.array(
-        (
-            (1, 0, 0),
-            (0, gain * np.cos(angle), -gain * np.sin(angle)),
-            (0, gain * np.sin(angle), gain * np.cos(angle)),
-        )
-    )
-    return (np.linalg.inv(to_yiq) @ turn @ to_yiq * (1 + value)).astype(np.float32)
+    if not multi_scale:
+        return shape
+    longest = max(shape)
+    low = max(1, int(np.ceil(round((1 - multi_scale) * longest / stride, 6))))
+    high = int(round((1 + multi_scale) * longest / stride, 6))
+    steps = _generator(seed, epoch, batch, SHAPE_STREAM).integers(low, high + 1)
+    return tuple(stride * max(1, round(side * steps / longest)) for side in shape)
 
 
-def _mirror(tile: Tile, flip: tuple[bool, bool], shape: tuple[int, int]) -> Tile:
-    """The tile in the mirrored output."""
-    place = list(tile.place)
+def _window(warp: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray:
+    """(4,) xyxy of the plane: what the output can show of it."""
+    height, width = shape
+    if warp is None:
+        return np.array((0, 0, width, height), float)
+    corners = np.array(((0, 0, 1), (width, 0, 1), (width, height, 1), (0, height, 1)))
+    seen = project(corners, np.linalg.inv(warp))
+    return np.concatenate((np.floor(seen.min(0)), np.ceil(seen.max(0))))
+
+
+def _make_tile(piece: Piece, flip: tuple[bool, bool], warp: np.ndarray | None, *, shape) -> Tile:
+    """The piece, warped and mirrored in the output, in this order."""
+    if warp is None:
+        return Tile(piece.source, piece.crop, _resize_matrix(piece.crop, piece.place, flip, shape))
+    mirror = np.eye(3)
     for axis, extent in ((0, shape[1]), (1, shape[0])):
         if flip[axis]:
-            place[axis], place[axis + 2] = extent - tile.place[axis + 2], extent - tile.place[axis]
-    return tile._replace(place=tuple(place), flip=flip)
+            mirror[axis, axis], mirror[axis, 2] = -1, extent
+    straight = _resize_matrix(piece.crop, piece.place, (False, False), shape)
+    return Tile(piece.source, piece.crop, mirror @ warp @ straight)
 
 
-def _generator(seed: int, epoch: int, place: int) -> np.random.Generator:
-    """A generator keyed by its arguments, the same on every machine. Place 0 is the epoch's permutation."""
-    return np.random.Generator(np.random.Philox(key=np.array((seed, (epoch << 32) + place), np.uint64)))
+def _seen(tiles: list[Tile], shape: tuple[int, int]) -> list[Tile]:
+    """Those of which something is in view: of a turned output's window, the output shows only a part."""
+    crops = np.array([tile.crop for tile in tiles], float).reshape(-1, 4)
+    matrices = np.array([tile.matrix for tile in tiles]).reshape(-1, 3, 3)
+    hidden = np.isnan(visible_polygons(crops, matrices, shape)).any((1, 2))
+    return [tile for tile, gone in zip(tiles, hidden, strict=True) if not gone]
+
+
+def _resize_matrix(crop: Rect, place: Rect, flip: tuple[bool, bool], shape: tuple[int, int]) -> np.ndarray:
+    """(3, 3) from the crop onto the place, or onto the place mirrored in the output."""
+    matrix = np.eye(3)
+    for axis, extent in ((0, shape[1]), (1, shape[0])):
+        low, high = crop[axis], crop[axis + 2]
+        start, end = place[axis], place[axis + 2]
+        if flip[axis]:
+            start, end = extent - start, extent - end
+        matrix[axis, axis] = (end - start) / (high - low)
+        matrix[axis, 2] = start - low * matrix[axis, axis]
+    return matrix
+
+
+def _generator(seed: int, epoch: int, place: int, stream: int = 0) -> np.random.Generator:
+    """A generator keyed by its arguments, the same on every machine.
+
+    Place 0 of stream 0 is the epoch's permutation, place n + 1 of a stream belongs to position n. ``seed`` is
+    less than 2^32 (``train.seed``).
+    """
+    key = np.array((seed + (stream << 32), (epoch << 32) + place), np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))

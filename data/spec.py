@@ -5,6 +5,7 @@ The keys are YOLOv5's (``path``, ``train``, ``val``, ``test``, ``names``, ``nc``
 fetched only by ``download_data``, and never run.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -152,16 +153,11 @@ def _cached_categories(files: list[Path]) -> tuple[dict[int, str], list[str]]:
     key, stats = "\0".join(["categories 1", *paths]), stat_files(paths)
     found = load_arrays("categories", key)
     if found is not None and np.array_equal(found["stats"], stats):
-        return dict(zip(found["ids"].tolist(), found["names"].tolist(), strict=True)), found[
-            "dropped"
-        ].tolist()
+        names, dropped = json.loads(found["names"].tobytes())
+        return {int(number): name for number, name in names}, dropped
     names, dropped = read_categories(files)
-    arrays = {
-        "stats": stats,
-        "ids": np.array(list(names), np.int64),
-        "names": np.array(list(names.values()), str),
-    }
-    save_arrays("categories", key, arrays | {"dropped": np.array(dropped, str)})
+    text = json.dumps([list(names.items()), dropped]).encode()
+    save_arrays("categories", key, {"stats": stats, "names": np.frombuffer(text, np.uint8)})
     return names, dropped
 
 

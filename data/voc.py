@@ -19,6 +19,7 @@ from data.problems import Problem
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 MAX_BYTES = 5_000_000
+FOLDERS = ("Annotations", "annotations")  # in place of JPEGImages, or images
 DEPTH = 32  # of elements within elements
 
 
@@ -102,7 +103,7 @@ def read_labels(
         stated.append(_stated_size(found) if found else None)
         for item in found.objects if found else ():
             try:
-                label, corners = _read_object(item, class_of)
+                label, corners = _read_object(item, class_of, offset)
             except _Fault as fault:
                 problems.append(Problem(path, fault.line, str(fault), fault.kind))
                 continue
@@ -166,7 +167,7 @@ def _stated_size(file: VocFile) -> tuple[int, int] | None:
     return int(texts[0]), int(texts[1])
 
 
-def _read_object(item: VocObject, class_of: dict[str, int] | None) -> tuple[int, list[float]]:
+def _read_object(item: VocObject, class_of: dict[str, int] | None, offset: int) -> tuple[int, list[float]]:
     name, line = item.fields.get("name", ("", item.line))
     if not name:
         raise _Fault(line, "this object has no name", "class")
@@ -187,8 +188,8 @@ def _read_object(item: VocObject, class_of: dict[str, int] | None) -> tuple[int,
         if not math.isfinite(corners[-1]) or "_" in text:
             raise _Fault(line, f"{key} is {text}, not a finite number", "not finite")
     left, top, right, bottom = corners
-    if right < left or bottom < top:
-        low, high = ("xmin", "xmax") if right < left else ("ymin", "ymax")
+    if right < left - offset or bottom < top - offset:
+        low, high = ("xmin", "xmax") if right < left - offset else ("ymin", "ymax")
         values = f"{low} is {item.fields[low][0]} and {high} is {item.fields[high][0]}"
         raise _Fault(item.fields[high][1], f"{values}: the box is turned over", "negative")
     return 0 if class_of is None else class_of[name], corners
@@ -211,9 +212,11 @@ def label_paths_of(pictures: list[str], folders: Sequence[Path] | None) -> list[
 
 
 def _folders_beside(folder: str) -> list[str]:
-    parts, found = folder.split(os.sep), []
-    for ours, theirs in (("JPEGImages", ("Annotations",)), ("images", ("Annotations", "annotations"))):
-        if ours in parts:
-            place = len(parts) - 1 - parts[::-1].index(ours)
-            found += [os.sep.join([*parts[:place], name, *parts[place + 1 :]]) for name in theirs]
+    parts = folder.split(os.sep)
+    places = [place for place, name in enumerate(parts) if name in ("JPEGImages", "images")]
+    found = (
+        [os.sep.join([*parts[: places[-1]], name, *parts[places[-1] + 1 :]]) for name in FOLDERS]
+        if places
+        else []
+    )
     return [*found, folder]

@@ -139,6 +139,11 @@ def parse_labels(data: bytes, path: str) -> tuple[list[list[float]], list[int], 
             problems.append(Problem(path, line, *_explain_text(text, tokens)))
             continue
         if len(row) >= MIN_POLYGON_COLUMNS and len(row) % 2 == 1:
+            wrong = next((column for column, value in enumerate(row) if not math.isfinite(value)), None)
+            if wrong is not None:
+                text = f"column {wrong + 1} of this polygon is {row[wrong]}, not a finite number"
+                problems.append(Problem(path, line, text, "not finite"))
+                continue
             row = _box_of_polygon(row)
         if len(row) != BOX_COLUMNS:
             problems.append(Problem(path, line, _explain_columns(len(row)), "columns"))
@@ -193,8 +198,6 @@ def _corners(values: np.ndarray) -> np.ndarray:
 
 def _box_of_polygon(row: list[float]) -> list[float]:
     x, y = row[1::2], row[2::2]
-    if not math.isfinite(sum(row)):  # min and max may pass over a NaN
-        return [row[0], math.nan, math.nan, math.nan, math.nan]
     left, top, right, bottom = min(x), min(y), max(x), max(y)
     return [row[0], (left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
 

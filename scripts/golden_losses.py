@@ -43,7 +43,7 @@ def golden_losses(steps: int = STEPS) -> list[dict[str, float]]:
         assign = build_assigner(cfg.assigner)
         rows = []
         while len(rows) < steps:
-            loader.batch_sampler.set_epoch(len(rows) // len(loader), mosaic=True)
+            loader.set_epoch(len(rows) // len(loader), mosaic=True)
             for batch in loader:
                 loss, terms = compute_loss(model(batch.images), batch.truth, assign, cfg.loss)
                 loss.backward()

@@ -112,11 +112,22 @@ def test_weights_of_other_classes_start_the_class_layer_anew(command, trained, s
 
 
 def test_flags_of_yolov5_are_answered(command, shapes, tiny):
-    asked = ["--quad", "--cache", "ram", "--image-weights", "--cos-lr", "--noval", "--label-smoothing", "0.1"]
+    asked = ["--quad", "--image-weights", "--cos-lr", "--noval", "--label-smoothing", "0.1"]
     result = command("train", "--data", shapes, *tiny, "--epochs", 1, "--noplots", *asked)
     assert result.code == 0
-    for flag in ("--quad", "--cache", "--image-weights", "--label-smoothing"):
+    for flag in ("--quad", "--image-weights", "--label-smoothing"):
         assert f"{flag} is not needed: " in result.err
+
+
+def test_pictures_can_be_cached(command, shapes, tiny):
+    """Kept on disk: the second run reuses both files, with the same results."""
+    for name, word in (("built", " in "), ("reused", " from ")):
+        asked = ["--epochs", 1, "--noplots", "--cache", "disk", "--name", name]
+        result = command("train", "--data", shapes, *tiny, *asked)
+        lines = [line for line in result.out.splitlines() if line.startswith("cache: ")]
+        assert result.code == 0 and len(lines) == 2 and all(word in line for line in lines)
+    weights = [torch.load(f"runs/train/{n}/weights/last.pt", weights_only=True) for n in ("built", "reused")]
+    assert all(torch.equal(tensor, weights[1]["model"][name]) for name, tensor in weights[0]["model"].items())
 
 
 @pytest.mark.parametrize(

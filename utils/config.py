@@ -106,9 +106,17 @@ class AugmentConfig(Section):
     """Random changes of the training pictures."""
 
     mosaic: Share = Field(1.0, description="probability that a picture is a mosaic")
-    close_mosaic: Share = Field(0.1, description="share of the epochs, at the end, without mosaic")
+    mosaic9: Share = Field(0.0, description="share of the mosaics that are of nine pictures instead of four")
+    close_mosaic: Share = Field(0.1, description="share of the epochs, at the end, without mosaic and mixup")
+    mixup: Share = Field(0.0, description="probability that a second picture or mosaic is blended in")
     scale: float = Field(0.5, ge=0, lt=1, description="the size gain lies in 1 - scale .. 1 + scale")
     translate: Share = Field(0.1, description="largest shift, share of the input size")
+    degrees: float = Field(0.0, ge=0, le=180, description="largest turn, +- degrees")
+    shear: float = Field(0.0, ge=0, le=45, description="largest shear along each axis, +- degrees")
+    perspective: float = Field(0.0, ge=0, le=0.4, description="largest change of depth to an edge, +- share")
+    multi_scale: float = Field(
+        0.0, ge=0, lt=1, description="a batch's input side lies in 1 - x .. 1 + x of imgsz; 0 = always imgsz"
+    )
     flip_lr: Share = Field(0.5, description="probability of a left-right flip")
     flip_ud: Share = Field(0.0, description="probability of an up-down flip")
     hue: float = Field(0.015, ge=0, le=0.5, description="largest hue shift, +- share of a full turn")

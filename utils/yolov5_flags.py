@@ -1,9 +1,6 @@
 """YOLOv5's flags that have no counterpart: what to use instead, or why none is needed."""
 
 REPLACED_IN_TRAIN = {
-    "--cache": "pictures are decoded once per group and loader process; "
-    "a memory-mapped cache is not there yet",
-    "--multi-scale": "augment.scale already changes the size of the objects; the input keeps one size",
     "--label-smoothing": "the class target is the IoU of the box, which is soft already",
     "--image-weights": "every picture is seen once an epoch; the focal factor weighs the hard ones",
     "--evolve": "change settings with --set or a recipe file, and repeat runs over seeds to compare them",

@@ -1,6 +1,6 @@
 """Augmentation as data: what a plan depends on, where its tiles lie, and what its colours do."""
 
-import colorsys
+import hashlib
 
 import numpy as np
 import pytest
@@ -8,10 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data.plan
-from data.plan import Plan, Planner, Tile, colour_matrix
+from data.arrange import View, arrange_nine
+from data.homography import visible_polygons
+from data.plan import Plan, Planner, Tile, batch_shape
 from utils.config import AugmentConfig
 
 SIZES = np.array([(480, 640), (640, 480), (31, 77), (5, 3), (1, 1), (300, 20), (64, 64), (333, 501)] * 5)
+ALL = AugmentConfig(
+    degrees=30.0, shear=10.0, perspective=0.2, mosaic=0.8, mosaic9=0.5, mixup=0.5, flip_ud=0.5
+)
 STILL = AugmentConfig(
     mosaic=0.0,
     scale=0.0,
@@ -28,9 +33,21 @@ def planner_of(sizes=SIZES, shape=(96, 128), cfg=None, *, group=8, seed=0):
     return Planner(np.asarray(sizes), shape, cfg or AugmentConfig(), group=group, seed=seed)
 
 
+def plain(plan: Plan | None) -> tuple:
+    """Everything a plan holds, comparable."""
+    if plan is None:
+        return ()
+    tiles = tuple((tile.source, tile.crop, tile.matrix.tolist()) for tile in plan.tiles)
+    return tiles, plan.size, plan.colour.tolist(), plain(plan.mixed), plan.weight
+
+
 def same(first: Plan, second: Plan) -> bool:
-    equal = first.tiles == second.tiles and first.size == second.size
-    return equal and np.array_equal(first.colour, second.colour)
+    return plain(first) == plain(second)
+
+
+def flip_of(tile: Tile) -> tuple[bool, bool]:
+    """Left-right, up-down, of a tile that is not turned."""
+    return tile.matrix[0, 0] < 0, tile.matrix[1, 1] < 0
 
 
 def many_plans(count=200, **changes):
@@ -38,16 +55,35 @@ def many_plans(count=200, **changes):
     return [planner.plan(n // 50, n % 50, mosaic=True) for n in range(count)]
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "4088cf872aa5bdbb"),
+        ({"mosaic": 0.5, "scale": 0.9, "translate": 0.3, "flip_ud": 0.5}, "a58cb13893618c33"),
+    ],
+)
+def test_plans_of_the_first_release(changes, expected):
+    """Taken before rotation, mixup and the others were there: switched off, they draw nothing."""
+    planner, rows = planner_of(cfg=AugmentConfig(**changes), seed=11), []
+    for position in range(90):
+        plan = planner.plan(position % 3, position, mosaic=position % 9 != 0)
+        for tile in plan.tiles:
+            rows.append((position, tile.source, *tile.crop, *tile.place, *map(int, flip_of(tile))))
+        rows.append((position, *np.rint(plan.colour * 1e4).astype(int).ravel().tolist()))
+    assert hashlib.sha256(repr(rows).replace(" ", "").encode()).hexdigest()[:16] == expected
+
+
 # what a plan depends on
 
 
-def test_depends_on_seed_epoch_and_position_alone():
-    forwards, backwards = planner_of(), planner_of()
+@pytest.mark.parametrize("cfg", [AugmentConfig(), ALL])
+def test_depends_on_seed_epoch_and_position_alone(cfg):
+    forwards, backwards = planner_of(cfg=cfg), planner_of(cfg=cfg)
     places = [(epoch, position) for epoch in (0, 3, 7) for position in range(45)]
     first = {place: forwards.plan(*place, mosaic=True) for place in places}
     for place in reversed(places):
         assert same(backwards.plan(*place, mosaic=True), first[place])
-        assert same(planner_of().plan(*place, mosaic=True), first[place])
+        assert same(planner_of(cfg=cfg).plan(*place, mosaic=True), first[place])
 
 
 def test_global_random_state_plays_no_part():
@@ -76,7 +112,7 @@ def test_a_position_beyond_the_last_picture_is_its_picture_with_new_draws():
 
 
 def test_no_two_draws_share_a_random_stream(monkeypatch):
-    """Neither two positions, nor position 0 and the epoch's permutation."""
+    """Neither two positions, nor a position and the epoch's permutation, nor a plan and a batch's shape."""
     made, make = [], data.plan._generator
 
     def record(*key):
@@ -84,12 +120,13 @@ def test_no_two_draws_share_a_random_stream(monkeypatch):
         return make(*key)
 
     monkeypatch.setattr(data.plan, "_generator", record)
-    planner = planner_of()
+    planner = planner_of(cfg=ALL)
     for epoch in (0, 1, 2):
         for position in range(len(SIZES) + 3):
-            planner.plan(epoch, position, mosaic=False)
+            planner.plan(epoch, position, mosaic=True)
+            batch_shape(0, epoch, position, shape=(640, 640), stride=32, multi_scale=0.5)
     starts = [generator.integers(2**63) for generator in made]
-    assert len(starts) == 3 * (1 + len(SIZES) + 3)  # an epoch's permutation is drawn once
+    assert len(starts) > 3 * (1 + 4 * (len(SIZES) + 3))  # an epoch's permutation is drawn once
     assert len(set(starts)) == len(starts)
 
 
@@ -169,22 +206,22 @@ def test_mosaics_of_square_pictures_leave_no_gap_between_their_tiles():
         assert painted.all()
 
 
-def test_matrix_maps_the_crop_onto_the_place():
+def test_place_by_hand():
     # 20 px wide crop onto 40 px: x' = 2 (x - 10) + 5; 10 px tall onto 30 px: y' = 3 (y - 0) + 7.
-    tile = Tile(0, (10, 0, 30, 10), (5, 7, 45, 37), (False, False))
-    assert tile.matrix.tolist() == [[2, 0, -15], [0, 3, 7], [0, 0, 1]]
+    tile = Tile(0, (10, 0, 30, 10), np.array([[2.0, 0, -15], [0, 3, 7], [0, 0, 1]]))
+    assert tile.place == (5, 7, 45, 37)
     # Mirrored left-right: x = 10 goes to 45, x = 30 to 5: x' = 65 - 2 x. Up-down: y' = 37 - 3 y.
-    tile = tile._replace(flip=(True, True))
-    assert tile.matrix.tolist() == [[-2, 0, 65], [0, -3, 37], [0, 0, 1]]
+    tile = tile._replace(matrix=np.array([[-2.0, 0, 65], [0, -3, 37], [0, 0, 1]]))
+    assert tile.place == (5, 7, 45, 37)
 
 
 def test_single_picture_by_hand():
     # 480 x 640 fitted into 96 x 128 is 96 x 128: the whole picture fills the whole output.
     (tile,) = planner_of([(480, 640)], (96, 128), STILL).plan(0, 0, mosaic=True).tiles
-    assert tile == Tile(0, (0, 0, 640, 480), (0, 0, 128, 96), (False, False))
+    assert (tile.crop, tile.place, flip_of(tile)) == ((0, 0, 640, 480), (0, 0, 128, 96), (False, False))
     # 480 x 480 fits as 96 x 96, 16 px from the left.
     (tile,) = planner_of([(480, 480)], (96, 128), STILL).plan(0, 0, mosaic=True).tiles
-    assert tile == Tile(0, (0, 0, 480, 480), (16, 0, 112, 96), (False, False))
+    assert (tile.crop, tile.place, flip_of(tile)) == ((0, 0, 480, 480), (16, 0, 112, 96), (False, False))
 
 
 def test_scale_and_shift_stay_within_their_limits():
@@ -222,9 +259,9 @@ def test_probabilities():
     plans = [planner.plan(0, position, mosaic=True) for position in range(1000)]
     tiles = [plan.tiles[0] for plan in plans]
     assert np.mean([len(plan.tiles) > 1 for plan in plans]) == pytest.approx(0.25, abs=0.06)
-    assert np.mean([tile.flip[0] for tile in tiles]) == pytest.approx(0.75, abs=0.06)
-    assert np.mean([tile.flip[1] for tile in tiles]) == pytest.approx(0.1, abs=0.05)
-    assert all(len({tile.flip for tile in plan.tiles}) == 1 for plan in plans)
+    assert np.mean([flip_of(tile)[0] for tile in tiles]) == pytest.approx(0.75, abs=0.06)
+    assert np.mean([flip_of(tile)[1] for tile in tiles]) == pytest.approx(0.1, abs=0.05)
+    assert all(len({flip_of(tile) for tile in plan.tiles}) == 1 for plan in plans)
 
 
 def test_no_mosaic_on_demand():
@@ -247,51 +284,170 @@ def test_a_flip_moves_the_tiles_and_nothing_else():
                 assert (moved.source, moved.crop) == (tile.source, tile.crop)
 
 
-# colour
-
-
-def test_no_change_of_colour_is_the_identity():
-    assert np.abs(colour_matrix(0, 0, 0) - np.eye(3)).max() * 255 < 0.5
-    assert colour_matrix(0.1, 0.2, 0.3).dtype == np.float32
-
-
-@given(st.floats(-0.5, 0.5), st.floats(-1, 1))
-def test_grey_stays_grey_under_hue_and_saturation(hue, saturation):
-    for level in (0, 100, 255):
-        assert np.allclose(colour_matrix(hue, saturation, 0) @ np.full(3, level), level, rtol=0, atol=0.05)
-
-
-def test_value_is_a_gain_of_everything():
-    assert np.allclose(colour_matrix(0, 0, 0.4), 1.4 * np.eye(3), atol=1e-6)
-    assert np.allclose(colour_matrix(0, 0, -1), 0, atol=1e-6)
-
-
-def test_no_saturation_gives_the_luma_of_video():
-    # ITU-R BT.601: Y = 0.299 R + 0.587 G + 0.114 B.
-    matrix = colour_matrix(0.3, -1, 0)
-    assert np.allclose(matrix, np.tile((0.299, 0.587, 0.114), (3, 1)), atol=1e-3)
-
-
-def test_hue_turns():
-    assert np.allclose(colour_matrix(1, 0, 0), np.eye(3), atol=1e-5)
-    assert np.allclose(colour_matrix(0.2, 0, 0) @ colour_matrix(-0.2, 0, 0), np.eye(3), atol=1e-5)
-    assert np.allclose(
-        colour_matrix(0.1, 0, 0) @ colour_matrix(0.2, 0, 0), colour_matrix(0.3, 0, 0), atol=1e-5
-    )
-
-
-def test_a_small_hue_turns_every_colour_one_way():
-    """By about the same angle as HSV's hue: the spaces differ in shape."""
-    changes = []
-    for colour in ((0.6, 0.4, 0.4), (0.4, 0.6, 0.4), (0.4, 0.4, 0.6), (0.55, 0.5, 0.42)):
-        turned = colour_matrix(0.03, 0, 0) @ colour
-        change = colorsys.rgb_to_hsv(*turned)[0] - colorsys.rgb_to_hsv(*colour)[0]
-        changes.append((change + 0.5) % 1 - 0.5)
-    assert len(set(np.sign(changes))) == 1
-    assert all(0.01 < abs(change) < 0.07 for change in changes)
-
-
 def test_drawn_colours_stay_within_their_limits():
     planner = planner_of(cfg=AugmentConfig(hue=0.0, saturation=0.0, value=0.4))
     gains = [planner.plan(0, position, mosaic=False).colour[0, 0] for position in range(300)]
     assert 0.6 <= min(gains) < 0.65 and 1.35 < max(gains) <= 1.4001
+
+
+# nine pictures, mixup, turning, the shape of a batch
+
+
+def test_mosaic_of_nine_by_hand():
+    # 300 px, square pictures: each 200 px. The first one's centre is the joint, 150 + 0.2 * 300 = 210 and
+    # 150 - 0.1 * 300 = 120: it fills 110..310 by 20..220; its neighbours end and begin there.
+    view = View((300, 300), np.array((0.0, 0, 300, 300)), 1.0, np.zeros(2))
+    pieces = arrange_nine(list(range(9)), np.array([(600, 600)] * 9), np.array((1.2, 0.9)), view)
+    places = {piece.source: piece.place for piece in pieces}
+    assert places == {
+        0: (110, 20, 300, 220),
+        1: (0, 0, 110, 20),
+        2: (110, 0, 300, 20),
+        4: (0, 20, 110, 220),
+        6: (0, 220, 110, 300),
+        7: (110, 220, 300, 300),
+    }  # the right column begins at 310, out of view
+    assert {piece.source: piece.crop for piece in pieces}[1] == (270, 540, 600, 600)  # its lower right corner
+
+
+def test_unlike_pictures_in_a_mosaic_of_nine():
+    # 300 px. The first picture, 300 x 600, is shown as 200 x 100 at 50..250 by 100..200. Below it a 600 x 300
+    # one, 100 x 200 px, stands in the middle of the column and begins at the line; right of it another is
+    # taller than the row, which cuts it.
+    view = View((300, 300), np.array((0.0, 0, 300, 300)), 1.0, np.zeros(2))
+    sizes = np.array([(300, 600)] + [(600, 300)] * 8)
+    pieces = arrange_nine(list(range(9)), sizes, np.array((1.0, 1.0)), view)
+    found = {piece.source: (piece.place, piece.crop) for piece in pieces}
+    assert found[0] == ((50, 100, 250, 200), (0, 0, 600, 300))
+    assert found[7] == ((100, 200, 200, 300), (0, 0, 300, 300))
+    assert found[5] == ((250, 100, 300, 200), (0, 150, 150, 450))
+
+
+def test_mosaics_of_nine_show_more_pictures_and_leave_no_gap():
+    cfg, counts = AugmentConfig(mosaic9=1.0, scale=0.0, translate=0.0), []
+    planner = planner_of([(64, 64)] * 16, (96, 96), cfg, group=16)
+    for position in range(100):
+        painted, plan = np.zeros((96, 96), int), planner.plan(0, position, mosaic=True)
+        for tile in plan.tiles:
+            x1, y1, x2, y2 = tile.place
+            painted[y1:y2, x1:x2] += 1
+        assert (painted == 1).all()
+        assert plan.tiles[0].source == planner.order(0)[position % 16]
+        counts.append(len(plan.tiles))
+    assert min(counts) >= 4 and max(counts) == 9
+
+
+def test_shares_of_nine_and_of_mixup():
+    planner = planner_of([(64, 64)] * 40, (64, 64), AugmentConfig(mosaic9=0.25, mixup=0.4, scale=0.0))
+    plans = [planner.plan(0, position, mosaic=True) for position in range(800)]
+    nine = [bool(np.abs(plan.tiles[0].matrix[0, 0]) < 0.9) for plan in plans]  # 2 / 3 of 1
+    assert np.mean(nine) == pytest.approx(0.25, abs=0.06)
+    assert np.mean([plan.mixed is not None for plan in plans]) == pytest.approx(0.4, abs=0.06)
+
+
+def test_mixup_weighs_about_alike_and_stays_in_the_group():
+    # Beta(32, 32): mean 1/2, variance 32 * 32 / (64^2 * 65), standard deviation 0.062.
+    planner = planner_of([(64, 64)] * 40, (64, 64), AugmentConfig(mixup=1.0))
+    plans = [planner.plan(0, position, mosaic=True) for position in range(400)]
+    weights = np.array([plan.weight for plan in plans])
+    assert weights.mean() == pytest.approx(0.5, abs=0.015) and weights.std() == pytest.approx(0.062, abs=0.01)
+    for position, plan in enumerate(plans):
+        place = position % 40
+        own = set(planner.order(0)[place // 8 * 8 :][:8].tolist())
+        assert {tile.source for tile in plan.mixed.tiles} <= own
+        assert plan.mixed.mixed is None and not np.array_equal(plan.colour, plan.mixed.colour)
+
+
+def test_new_draws_leave_the_others_as_they_are():
+    """Mixup, and turning by nothing to speak of, show the same picture as without them."""
+    sizes = [(480, 640), (500, 400)] * 8
+    bare = planner_of(sizes)
+    for changes in ({"mixup": 1.0}, {"degrees": 1e-7}, {"mosaic9": 1e-9}):
+        planner = planner_of(sizes, cfg=AugmentConfig(**changes))
+        for position in range(16):
+            first, second = (p.plan(0, position, mosaic=True) for p in (bare, planner))
+            assert [t.source for t in first.tiles] == [t.source for t in second.tiles]
+            for one, two in zip(first.tiles, second.tiles, strict=True):
+                assert np.allclose(one.matrix @ (200, 200, 1), two.matrix @ (200, 200, 1), atol=2)
+
+
+def test_close_mosaic_ends_mosaics_of_nine_and_mixup():
+    planner = planner_of(cfg=ALL)
+    for position in range(40):
+        plan = planner.plan(0, position, mosaic=False)
+        assert plan.mixed is None and len(plan.tiles) <= 1
+
+
+def test_everything_turns_alike_about_the_centre():
+    """The tiles of a mosaic share one matrix: each is it times a tile that is only resized."""
+    planner = planner_of([(480, 640)] * 8, (96, 128), AugmentConfig(degrees=40.0, shear=10.0, translate=0.0))
+    for position in range(20):
+        tiles = planner.plan(0, position, mosaic=True).tiles
+        turns = {
+            tuple(np.round(t.matrix[:2, 0] / np.linalg.norm(t.matrix[:2, 0]), 1).tolist()) for t in tiles
+        }
+        assert len(turns) == 1
+    # A single picture without scale and shift keeps its centre where it was.
+    planner = planner_of([(480, 640)], (96, 128), STILL.model_copy(update={"degrees": 180.0, "shear": 20.0}))
+    for position in range(20):
+        (tile,) = planner.plan(0, position, mosaic=True).tiles
+        assert np.allclose(tile.matrix @ (320, 240, 1), (64, 48, 1))
+
+
+def test_turns_stay_within_their_limits():
+    planner = planner_of([(480, 640)], (96, 128), STILL.model_copy(update={"degrees": 30.0}))
+    matrices = [planner.plan(0, n, mosaic=True).tiles[0].matrix for n in range(300)]
+    turns = np.degrees([np.arctan2(matrix[1, 0], matrix[0, 0]) for matrix in matrices])
+    assert -30 <= turns.min() < -28 and 28 < turns.max() <= 30
+
+
+def test_every_tile_of_a_turned_plan_is_in_view():
+    planner = planner_of([(64, 64)] * 8, (96, 128), ALL)
+    for position in range(60):
+        for tile in planner.plan(0, position, mosaic=True).tiles:
+            seen = visible_polygons(np.array([tile.crop], float), tile.matrix, (96, 128))
+            assert not np.isnan(seen).any()
+
+
+def test_shape_of_a_plan_on_demand():
+    planner = planner_of([(480, 640)] * 8, (96, 128), ALL)
+    fresh = planner_of([(480, 640)] * 8, (64, 64), ALL)
+    for position in range(8):
+        plan = planner.plan(0, position, mosaic=True, shape=(64, 64))
+        assert plan.size == (64, 64) and same(plan, fresh.plan(0, position, mosaic=True))
+    assert planner.plan(0, 0, mosaic=True).size == (96, 128)
+
+
+def test_batch_shapes():
+    drawn = [
+        batch_shape(3, epoch, batch, shape=(640, 640), stride=32, multi_scale=0.5)
+        for epoch in range(4)
+        for batch in range(200)
+    ]
+    # 1 -+ 0.5 of 640 is 320 .. 960: 21 multiples of 32, each as likely.
+    assert {height for height, _ in drawn} == set(range(320, 961, 32))
+    assert all(height == width for height, width in drawn)
+    assert np.mean(drawn) == pytest.approx(640, abs=30)
+    assert drawn[:200] != drawn[200:400]
+    again = batch_shape(3, 2, 5, shape=(640, 640), stride=32, multi_scale=0.5)
+    assert again == drawn[405] and all(type(side) is int for side in again)
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "multi_scale", "allowed"),
+    [
+        ((640, 640), 32, 0.0, {(640, 640)}),
+        ((640, 640), 32, 0.04, {(640, 640)}),  # 614.4 .. 665.6 holds one multiple
+        ((640, 640), 32, 0.05, {(608, 608), (640, 640), (672, 672)}),  # 608 .. 672, the ends included
+        (
+            (320, 640),
+            64,
+            0.1,
+            {(256, 576), (320, 640), (384, 704)},
+        ),  # 288 and 352 lie halfway between multiples
+        ((32, 32), 32, 0.9, {(32, 32)}),  # 3.2 .. 60.8: never below one stride
+    ],
+)
+def test_batch_shapes_by_hand(shape, stride, multi_scale, allowed):
+    drawn = {batch_shape(0, 0, n, shape=shape, stride=stride, multi_scale=multi_scale) for n in range(60)}
+    assert drawn == allowed

@@ -3,22 +3,20 @@
 import pytest
 import torch
 
-from utils.arguments import (
+from utils.arguments import detect_parser, train_parser, val_parser
+from utils.config import KEYS, Config, Resolved, config_to_plain
+from utils.config_files import load_config
+from utils.errors import USAGE, UserError
+from utils.settings import (
     DEMO_IMGSZ,
     DETECT_SETTINGS,
     TRAIN_SETTINGS,
     VAL_SETTINGS,
-    detect_parser,
     given_settings,
     override,
     resolve_training,
     resolve_use,
-    train_parser,
-    val_parser,
 )
-from utils.config import KEYS, Config, Resolved, config_to_plain
-from utils.config_files import load_config
-from utils.errors import USAGE, UserError
 from utils.training.checkpoint import save_checkpoint
 from utils.yolov5_flags import REPLACED_IN_DETECT, REPLACED_IN_TRAIN, REPLACED_IN_VAL
 
@@ -168,10 +166,19 @@ def test_an_unknown_flag_is_a_usage_error(capsys):
     assert "--no-such-flag" in usage_error(train_parser, "--no-such-flag 1", capsys)
 
 
+def test_multi_scale_and_show_plan():
+    assert resolve("--multi-scale").config.augment.multi_scale == 0.5
+    assert resolve("--multi-scale 0.25").config.augment.multi_scale == 0.25
+    assert resolve("").config.augment.multi_scale == 0
+    assert train("--show-plan").show_plan == 16 and train("--show-plan 3").show_plan == 3
+    with pytest.raises(SystemExit):
+        train("--show-plan 0")
+
+
 def test_a_common_command_line_of_yolov5():
     cfg = resolve("--img 640 --batch 16 --epochs 3 --data coco128.yaml --cfg n --cache --cos-lr").config
     assert (cfg.data.imgsz, cfg.train.batch_size, cfg.train.epochs) == (640, 16, 3)
-    assert (cfg.data.path, cfg.train.schedule) == ("coco128.yaml", "cosine")
+    assert (cfg.data.path, cfg.train.schedule, cfg.data.cache) == ("coco128.yaml", "cosine", "ram")
 
 
 # from flags to settings

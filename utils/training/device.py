@@ -1,10 +1,12 @@
-"""Which device a run uses, and in which precision."""
+"""Which device a run uses, in which precision, and how batches get there."""
 
 import os
+from collections.abc import Iterable, Iterator
 
 import torch
 
 from utils.errors import UserError
+from utils.structures import Targets
 from utils.training.distributed import launched_by_torchrun
 
 
@@ -69,3 +71,38 @@ def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     if amp == "fp16" and device.type == "cpu":
         raise UserError("train.amp fp16 needs a GPU; use bf16 or off on a CPU")
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+
+def on_device(batches: Iterable, device: torch.device) -> Iterator:
+    """The batches with ``images`` and ``truth`` on the device; on CUDA one ahead of the step that computes.
+
+    There the next batch is copied, from pinned memory, on a stream of its own beside that of the computation,
+    which waits for it only when it is that batch's turn. Nothing stops the host.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield _copy(batch, device)
+        return
+    copying, ahead = torch.cuda.Stream(device), None
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            following = _copy(batch, device), copying.record_event()
+        if ahead:
+            yield _take_over(*ahead, device)
+        ahead = following
+    if ahead:
+        yield _take_over(*ahead, device)
+
+
+def _copy(batch, device: torch.device):
+    images, *truth = (tensor.to(device, non_blocking=True) for tensor in (batch.images, *batch.truth))
+    return batch._replace(images=images, truth=Targets(*truth))
+
+
+def _take_over(batch, copied: torch.cuda.Event, device: torch.device):
+    """The computing stream waits for the copy, and owns its memory until it is done with it."""
+    computing = torch.cuda.current_stream(device)
+    computing.wait_event(copied)
+    for tensor in (batch.images, *batch.truth):
+        tensor.record_stream(computing)
+    return batch

@@ -26,6 +26,7 @@ COLUMNS = (
     "seconds",
     "data_seconds",
 )
+WAITING = 0.3  # share of an epoch spent waiting for data from which on it is said
 HEADER = ("Epoch", "GPU_mem", "quality", "box", "dfl", "grad", "Size", "P", "R", "AP50", "AP", "seconds")
 
 
@@ -111,6 +112,21 @@ def epoch_line(row: Mapping[str, float], epochs: int, shape: tuple[int, int]) ->
     metrics = [row.get(f"metrics/{name}", math.nan) for name in ("precision", "recall", "AP50", "AP")]
     size = str(shape[0]) if shape[0] == shape[1] else f"{shape[0]}x{shape[1]}"
     return table_line(f"{row['epoch']}/{epochs}", losses, size, metrics) + f"{row['seconds']:>10.1f}"
+
+
+def waiting_note(waited: float, seconds: float) -> str:
+    """``waiting for data 45 %`` for the progress bar; '' while it is no more than 30 % of the time."""
+    share = waited / max(seconds, 1e-9)
+    return f"waiting for data {100 * share:.0f} %" if share > WAITING else ""
+
+
+def waiting_advice(row: Mapping[str, float], *, workers: int, cache: str) -> str:
+    """What to do about an epoch that waited for data, from its row of results.csv; '' where it did not."""
+    note = waiting_note(row["data_seconds"], row["seconds"])
+    if not note:
+        return ""
+    advice = f"more --workers (now {workers})" + (" or --cache ram" if cache == "none" else "")
+    return f"epoch {row['epoch']}: {note} of its time; {advice} may help"
 
 
 def epoch_row(epoch: int, means: Tensor, *, lr: float, seconds: float, waited: float) -> dict[str, float]:

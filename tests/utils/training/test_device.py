@@ -1,11 +1,15 @@
-"""Which device ``--device`` means, and what is said where it is not there."""
+"""Which device ``--device`` means, what is said where it is not there, and how batches get to it."""
+
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
 
 import utils.training.device
 from utils.errors import USAGE, UserError
-from utils.training.device import autocast_dtype, select_device
+from utils.structures import Targets
+from utils.training.device import autocast_dtype, on_device, select_device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -141,3 +145,87 @@ def test_auto_on_a_cpu(monkeypatch, native, expected):
 
 def test_the_module_reads_the_launcher_itself():
     assert utils.training.device.launched_by_torchrun() is False
+
+
+# batches
+
+
+class Batch(NamedTuple):
+    images: object
+    truth: Targets
+    pictures: list[int]
+
+
+def test_on_the_cpu_batches_pass_through():
+    tensors = [torch.zeros(2, 3), *(torch.ones(2) for _ in range(4))]
+    batches = [Batch(tensors[0], Targets(*tensors[1:]), [n]) for n in range(3)]
+    arriving = on_device(iter(batches), CPU)
+    for batch, arrived in zip(batches, arriving, strict=True):
+        assert arrived.images is batch.images and arrived.pictures is batch.pictures
+        assert isinstance(arrived.truth, Targets)
+        assert all(tensor is other for tensor, other in zip(batch.truth, arrived.truth, strict=True))
+    assert list(on_device([], CPU)) == []
+
+
+def test_on_cuda_a_batch_is_copied_beside_the_step_before(monkeypatch):
+    """Batch 1 is read and copied before the step on batch 0 begins; each step waits for its own copy only."""
+    log, stack = [], ["computing"]
+
+    class Tensor:
+        def __init__(self, name):
+            self.name = name
+
+        def to(self, device, *, non_blocking):
+            assert device == CUDA and non_blocking
+            log.append(f"copy {self.name} on {stack[-1]}")
+            return Tensor(self.name)
+
+        def record_stream(self, stream):
+            log.append(f"{self.name} used on {stream.name}")
+
+    class Stream:
+        def __init__(self, name, copied=0):
+            self.name, self.copied = name, copied
+
+        def record_event(self):
+            self.copied += 1
+            return f"event {self.copied}"
+
+        def wait_event(self, event):
+            log.append(f"{self.name} waits for {event}")
+
+    class Switch:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            stack.append(self.stream.name)
+
+        def __exit__(self, *_):
+            stack.pop()
+
+    streams = SimpleNamespace(made=0)
+
+    def make(device):
+        streams.made += 1
+        return Stream("copying")
+
+    monkeypatch.setattr(torch.cuda, "Stream", make)
+    monkeypatch.setattr(torch.cuda, "stream", Switch)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(stack[-1]))
+
+    def read():
+        for n in range(2):
+            log.append(f"read {n}")
+            truth = Targets(*(Tensor(f"truth {n}") for _ in range(4)))
+            yield Batch(Tensor(f"images {n}"), truth, [n])
+
+    for batch in on_device(read(), CUDA):
+        log.append(f"step {batch.pictures[0]}")
+    expected = []
+    for n in range(2):
+        expected += [f"read {n}", f"copy images {n} on copying", *[f"copy truth {n} on copying"] * 4]
+    for n in range(2):
+        used = [f"images {n} used on computing", *[f"truth {n} used on computing"] * 4]
+        expected += [f"computing waits for event {n + 1}", *used, f"step {n}"]
+    assert log == expected and streams.made == 1

@@ -18,6 +18,8 @@ from utils.training.logger import (
     epoch_row,
     table_header,
     table_line,
+    waiting_advice,
+    waiting_note,
 )
 
 
@@ -207,6 +209,24 @@ def test_values_go_below_their_names():
     shown = {name: line[start : start + 10].strip() for name, start in names.items()}
     assert (shown["quality"], shown["box"], shown["dfl"], shown["grad"]) == ("0.3333", "2", "0.25", "9.5")
     assert (shown["P"], shown["R"], shown["AP50"], shown["AP"]) == ("0.100", "0.200", "0.300", "nan")
+
+
+# waiting for data
+
+
+def test_waiting_is_said_beyond_30_percent():
+    assert waiting_note(4.5, 10.0) == "waiting for data 45 %"
+    assert waiting_note(3.0, 10.0) == waiting_note(0.0, 0.0) == waiting_note(0.0, 10.0) == ""
+    assert waiting_note(3.01, 10.0) == "waiting for data 30 %"
+
+
+def test_advice_after_an_epoch_that_waited():
+    waited = row(3, seconds=10.0, data_seconds=6.0)
+    advice = waiting_advice(waited, workers=2, cache="none")
+    assert advice.startswith("epoch 3: waiting for data 60 % of its time") and "\n" not in advice
+    assert "--workers (now 2)" in advice and "--cache ram" in advice
+    assert "--cache" not in waiting_advice(waited, workers=2, cache="ram")
+    assert waiting_advice(row(3, seconds=10.0, data_seconds=2.9), workers=2, cache="none") == ""
 
 
 # losses that are not finite

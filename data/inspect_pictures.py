@@ -1,0 +1,125 @@
+"""Every picture decoded once, whole: can it be read; a grey thumbnail, a digest of the file. N pictures.
+
+What was found is kept in the user's cache, by path, size and time of change: only new and changed pictures
+are decoded again.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from data.cache import load_arrays, save_arrays, stat_files
+from data.images import decode_image
+from utils.errors import UserError
+
+VERSION = 1  # goes up whenever decoding or the thumbnails change
+SIDE = 32  # px of a thumbnail
+MAX_THREADS = 8  # each holds one decoded picture
+CHUNK = 64  # pictures a task
+
+
+class Inspection(NamedTuple):
+    """What decoding the pictures gave."""
+
+    known: np.ndarray  # (N,) bool, decoded now or at an earlier time; the other fields are empty where not
+    faults: list[str]  # (N,) why a picture cannot be read, '' for one that can
+    thumbnails: np.ndarray  # (N, SIDE, SIDE) uint8 grey
+    digests: np.ndarray  # (N, 2) uint64 of the file's bytes
+
+
+def inspect_pictures(paths: Sequence[str], key: str, *, decode: bool = True) -> Inspection:
+    """Decode the pictures, in threads; with ``decode`` False only tell what is known from earlier times.
+
+    ``key`` names the data set and split in the cache. Done work is kept also when it is interrupted.
+    """
+    paths, key = list(paths), f"{key}\0inspection {VERSION}"
+    stats = stat_files(paths)
+    found = _from_cache(load_arrays("pictures", key), paths, stats)
+    todo = np.flatnonzero(~found.known).tolist() if decode else []
+    if todo:
+        try:
+            _fill(found, paths, todo)
+        finally:
+            _to_cache(found, paths, stats, key)
+    return found
+
+
+def _fill(found: Inspection, paths: list[str], todo: list[int]) -> None:
+    chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
+    threads = min(
+        MAX_THREADS, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    )
+    pool = ThreadPoolExecutor(threads)
+    try:
+        bar = tqdm(total=len(todo), desc="decoding pictures", unit="", leave=False, disable=None)
+        for chunk, results in zip(chunks, pool.map(_mapper(paths), chunks), strict=True):
+            for number, (fault, thumbnail, digest) in zip(chunk, results, strict=True):
+                found.faults[number], found.thumbnails[number] = fault, thumbnail
+                found.digests[number], found.known[number] = digest, True
+            bar.update(len(chunk))
+        bar.close()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _mapper(paths: list[str]) -> Callable[[list[int]], list[tuple]]:
+    return lambda chunk: [_inspect(paths[number]) for number in chunk]
+
+
+def _inspect(path: str) -> tuple[str, np.ndarray, np.ndarray]:
+    """Fault or '', thumbnail, digest of one picture."""
+    try:
+        thumbnail, fault = make_thumbnail(decode_image(path)), ""
+        digest = hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()
+    except (UserError, OSError) as error:  # OSError: gone between the two readings
+        fault = str(error).removeprefix(f"{path}: ").removeprefix("cannot read this picture: ")
+        return fault, np.zeros((SIDE, SIDE), np.uint8), np.zeros(2, np.uint64)
+    return fault, thumbnail, np.frombuffer(digest, np.uint64)
+
+
+def make_thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (SIDE, SIDE) uint8 grey, the aspect not kept."""
+    small = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+
+
+def _from_cache(entry: dict[str, np.ndarray] | None, paths: list[str], stats: np.ndarray) -> Inspection:
+    count = len(paths)
+    found = Inspection(
+        known=np.zeros(count, bool),
+        faults=[""] * count,
+        thumbnails=np.zeros((count, SIDE, SIDE), np.uint8),
+        digests=np.zeros((count, 2), np.uint64),
+    )
+    if entry is None:
+        return found
+    row_of = {path: row for row, path in enumerate(entry["paths"].tolist())}
+    rows = np.array([row_of.get(os.fsencode(path), -1) for path in paths], np.int64)
+    same = (rows >= 0) & (entry["stats"][rows] == stats).all(1) & (stats[:, 0] >= 0)
+    rows = rows[same]
+    found.known[:] = same
+    found.thumbnails[same], found.digests[same] = entry["thumbnails"][rows], entry["digests"][rows]
+    for number, fault in zip(np.flatnonzero(same).tolist(), entry["faults"][rows].tolist(), strict=True):
+        found.faults[number] = fault
+    return found
+
+
+def _to_cache(found: Inspection, paths: list[str], stats: np.ndarray, key: str) -> None:
+    """Keep what is known. A file that changed while it was read has another time by the next call."""
+    known = found.known
+    arrays = {
+        "paths": np.array([os.fsencode(path) for path in paths], "S")[known],
+        "stats": stats[known],
+        "faults": np.array(found.faults, str)[known],
+        "thumbnails": found.thumbnails[known],
+        "digests": found.digests[known],
+    }
+    save_arrays("pictures", key, arrays)
