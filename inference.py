@@ -6,7 +6,15 @@ import numpy as np
 import torch
 
 from data.images import decode_image, read_size
-from data.letterbox import Letterbox, apply_letterbox, input_shape, plan_letterbox, rect_shape, restore
+from data.letterbox import (
+    Letterbox,
+    apply_letterbox,
+    centre,
+    input_shape,
+    plan_letterbox,
+    rect_shape,
+    restore,
+)
 from models.detector import Detector, build_detector
 from utils.config import Config
 from utils.config_files import config_from_plain
@@ -32,8 +40,8 @@ class LoadedDetector:
     def plan(self, size: tuple[int, int], *, rect: bool | None = None) -> Letterbox:
         """How a picture of ``size`` (height, width) lies in its input; ``rect`` as in a call."""
         config = override(self.config, {"data.rect": ("rect", rect)})
-        shape = rect_shape(size, self.shape, self.stride) if config.data.rect else self.shape
-        return plan_letterbox(size, shape)
+        letterbox = plan_letterbox(size, self.shape)
+        return centre(letterbox, rect_shape(size, self.shape, self.stride)) if config.data.rect else letterbox
 
     def __call__(
         self,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from data.run_data import load_data
 from train import accumulate_gradients, start
 from utils.assigners.task_aligned import build_assigner
 from utils.config import Config

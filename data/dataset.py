@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.index import Index
-from data.letterbox import Letterbox, apply_letterbox, plan_letterbox
+from data.letterbox import Letterbox, apply_letterbox, centre, plan_letterbox
 from data.pictures import Pictures, scale_index
 from data.plan import Planner
 from data.render import render, render_boxes
@@ -97,9 +97,7 @@ class ValSet(PictureSet):
 
     def sample(self, picture: int, shape: tuple[int, int]) -> Sample:
         """One picture, centred in ``shape``, which is at most ``limit`` and holds the fitted picture."""
-        letterbox = plan_letterbox(tuple(self.index.sizes[picture].tolist()), self.limit)
-        (height, width), (down, across) = letterbox.resized, shape
-        letterbox = letterbox._replace(offset=((across - width) // 2, (down - height) // 2), shape=shape)
+        letterbox = centre(plan_letterbox(tuple(self.index.sizes[picture].tolist()), self.limit), shape)
         rows = slice(self.index.offsets[picture], self.index.offsets[picture + 1])
         boxes = letterbox.forward(self.index.boxes[rows]).astype(np.float32)
         image = apply_letterbox(self.pictures(picture), letterbox)

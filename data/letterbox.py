@@ -71,6 +71,12 @@ def plan_letterbox(size: tuple[int, int], shape: tuple[int, int]) -> Letterbox:
     return Letterbox((resized[1] / size[1], resized[0] / size[0]), offset, resized, shape, size)
 
 
+def centre(letterbox: Letterbox, shape: tuple[int, int]) -> Letterbox:
+    """The same scaled picture in the middle of another ``shape`` that holds it."""
+    height, width = letterbox.resized
+    return letterbox._replace(offset=((shape[1] - width) // 2, (shape[0] - height) // 2), shape=shape)
+
+
 def rect_shape(size: tuple[int, int], limit: tuple[int, int], stride: int) -> tuple[int, int]:
     """The smallest shape of multiples of ``stride`` that holds a picture ``size`` fitted into ``limit``."""
     height, width = plan_letterbox(size, limit).resized

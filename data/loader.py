@@ -166,7 +166,8 @@ def make_train_loader(index: Index, cfg: Config, *, pin: bool, pictures: Picture
     stride, seed, change = 2 ** max(cfg.model.levels), cfg.train.seed, cfg.augment.multi_scale
     shape, group, batch_size = input_shape(cfg.data.imgsz, stride), cfg.data.group, cfg.train.batch_size
     if pictures is None:
-        needed = needed_sizes(index.sizes, shape, enlarged=(1 + cfg.augment.scale) * (1 + change))
+        tilt = (1 + 2 * cfg.augment.perspective) ** 2  # the largest local gain, in a corner
+        needed = needed_sizes(index.sizes, shape, enlarged=(1 + cfg.augment.scale) * (1 + change) * tilt)
         pictures = DecodedPictures(index, needed, keep=group)
 
     def shape_of(epoch: int, batch: int) -> Shape:

@@ -14,8 +14,8 @@ from utils.errors import DATA
 def prepare_data(path: str | Path, *, download: bool) -> None:
     """Draw the generated data set if ``path`` is its YAML; with ``download``, fetch what the YAML names.
 
-    Nothing is fetched where all that ``train``, ``val``, ``test`` and ``images`` name exists. For one process,
-    before ``load_data_spec``.
+    Nothing is fetched where all that ``train``, ``val``, ``test`` and ``images`` name exists. For one
+    process, before ``load_data_spec``.
     """
     yaml = find_data_yaml(path)
     if yaml.is_file() and download:

@@ -1,7 +1,7 @@
 """A plan -> pixels and boxes, with OpenCV. Every tile is resampled once, straight into the output.
 
 A tile that is only scaled, mirrored and shifted is a crop, ``cv2.resize`` and ``cv2.flip``; it is resampled
-bilinearly, and averaged by area where it shrinks to less than a half. Any other is warped
+bilinearly, and averaged by area where it shrinks to less than a third. Any other is warped
 into the rectangle that holds what is in view of it, and the pixels whose centres it covers are copied. Where
 it shrinks to a half or less, its crop is first averaged by the largest power of two that leaves a gain of at
 most 1 (so of more than 1/2) to the warp, along each axis by its own. Coordinates are edges: pixel i covers
@@ -93,7 +93,7 @@ def _cut_warped(
 def _paint_straight(canvas: np.ndarray, tile: Tile, picture: np.ndarray) -> None:
     (x1, y1, x2, y2), (left, top, right, bottom) = tile.crop, tile.place
     size = right - left, bottom - top
-    small = 2 * size[0] < x2 - x1 or 2 * size[1] < y2 - y1
+    small = 3 * size[0] < x2 - x1 or 3 * size[1] < y2 - y1
     method = cv2.INTER_AREA if small else cv2.INTER_LINEAR
     patch = cv2.resize(picture[y1:y2, x1:x2], size, interpolation=method)
     mirrored = tile.matrix[0, 0] < 0, tile.matrix[1, 1] < 0

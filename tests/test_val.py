@@ -51,7 +51,7 @@ def lively(trained, tmp_path_factory) -> Path:
 
 def test_agrees_with_the_last_validation_of_the_training(command, trained, shapes):
     arguments = ["--weights", trained / "weights" / "last.pt", "--data", shapes, "--workers", 0]
-    assert command("val", *arguments, "--batch-size", 5, "--noplots").code == 0
+    assert command("val", *arguments, "--batch-size", 8, "--noplots").code == 0  # as the training's
     with open(trained / "results.csv", newline="") as file:
         row = list(csv.DictReader(file))[-1]
     metrics = read_metrics("runs/val/exp")
@@ -97,7 +97,7 @@ def test_rect_finds_the_same_boxes(command, lively, shapes):
     assert first != second and first.keys() == second.keys() and len(first) == 6
     for picture, rows in first.items():
         found_again = overlaps(rows[:5], second[picture][:5]).amax(1)
-        assert found_again[0] > 0.95 and found_again.min() > 0.6, picture
+        assert found_again[0] > 0.9 and found_again.min() > 0.6, picture
 
 
 def test_other_classes_are_refused_with_both_lists(command, trained, shapes, tmp_path):

@@ -287,7 +287,7 @@ def test_json_that_cannot_be_written(root, capsys):
 
 def test_the_flags_of_train_py_are_understood():
     args = check_parser().parse_args(["--data", "x", "--img", "480", "640", "--set", "model.reg_max=20"])
-    assert args.imgsz == [480, 640] and args.sets == ["model.reg_max=20"]
+    assert args.imgsz == (480, 640) and args.sets == ["model.reg_max=20"]
 
 
 # what it never does

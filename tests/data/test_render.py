@@ -91,7 +91,7 @@ def test_pixels_and_boxes_of_straight_tiles_written_out():
         for tile in plan.tiles:
             (x1, y1, x2, y2), (left, top, right, bottom) = tile.crop, tile.place
             crop, size = pictures[tile.source][y1:y2, x1:x2], (right - left, bottom - top)
-            small = size[0] < (x2 - x1) / 2 or size[1] < (y2 - y1) / 2
+            small = size[0] < (x2 - x1) / 3 or size[1] < (y2 - y1) / 3
             patch = cv2.resize(crop, size, interpolation=cv2.INTER_AREA if small else cv2.INTER_LINEAR)
             across, down = np.sign(tile.matrix[[0, 1], [0, 1]]).astype(int)
             canvas[top:bottom, left:right] = patch[::down, ::across]
