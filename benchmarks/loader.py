@@ -111,9 +111,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="data.yaml of real pictures instead of the generated 640x480 ones")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--quality", type=int, default=90, help="of the large JPEGs: fewer bits a pixel below"
-    )
+    parser.add_argument("--quality", type=int, default=75, help="of the large JPEGs (default %(default)s)")
     args = parser.parse_args()
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+CHUNK = 4096  # files
 GONE = (-1, -1)  # what stands for a file that is not there
 
 
@@ -29,15 +30,25 @@ def cache_folder() -> Path:
 
 def stat_files(paths: list[str]) -> np.ndarray:
     """(n, 2) int64 size and modification time (ns) of every file; ``GONE`` for one that is not there."""
-    values = []
-    for path in paths:
+    table = np.empty((len(paths), 2), np.int64)
+    for start in range(0, len(paths), CHUNK):
+        chunk = paths[start : start + CHUNK]
         try:
-            state = os.stat(path)
-        except (OSError, ValueError):  # ValueError: a NUL in the path
-            values += GONE
+            states = list(map(os.stat, chunk))
+        except (OSError, ValueError):  # one is not there: each by itself
+            table[start : start + CHUNK] = [_stat_file(path) for path in chunk]
         else:
-            values += (state.st_size, state.st_mtime_ns)
-    return np.array(values, np.int64).reshape(-1, 2)
+            table[start : start + CHUNK, 0] = [state.st_size for state in states]
+            table[start : start + CHUNK, 1] = [state.st_mtime_ns for state in states]
+    return table
+
+
+def _stat_file(path: str) -> tuple[int, int]:
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return GONE
+    return state.st_size, state.st_mtime_ns
 
 
 def load_arrays(kind: str, key: str) -> dict[str, np.ndarray] | None:

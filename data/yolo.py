@@ -64,8 +64,10 @@ def read_labels(files: list[str], sizes: np.ndarray, names: Sequence[str] | None
         found.problems.append(Problem(files[pictures[row]], int(lines[row]), text, KINDS[faults[row]]))
     fine = faults == FINE
     values, pictures, lines = values[fine], pictures[fine], lines[fine]
+    with np.errstate(over="ignore"):  # a box at -1e308 lies far outside in any case
+        boxes = _corners(values) * sizes[pictures][:, [1, 0, 1, 0]]
     return RawLabels(
-        boxes=_corners(values) * sizes[pictures][:, [1, 0, 1, 0]],
+        boxes=boxes,
         labels=values[:, 0].astype(np.int64) if names else np.zeros(len(values), np.int64),
         ignore=np.zeros(len(values), bool),
         areas=np.full(len(values), np.nan),

@@ -104,6 +104,7 @@ def test_living_workers_and_none_are_fine():
 
 
 PROGRAM = """
+import signal
 import time
 from data.index import load_split
 from data.loader import make_train_loader
@@ -121,6 +122,7 @@ def main():
         for batch in loader:
             time.sleep(PAUSE)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell start with it ignored
 run_main(main)
 """
 
