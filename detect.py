@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data.formats.listing import SUFFIXES
 from data.images import decode_image
 from data.letterbox import rounding_note
-from data.listing import SUFFIXES
 from inference import LoadedDetector, load_detector
 from utils.arguments import detect_parser
 from utils.errors import DATA, OK, UserError, run_main

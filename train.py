@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.bins import audit_bins, format_audit
+from data.augment.show_plan import show_plan
 from data.dataset import Batch, unpad
+from data.doctor.bins import audit_bins, format_audit
 from data.letterbox import rounding_note
 from data.loader import Loader
 from data.run_data import Data, load_data
-from data.show_plan import show_plan
 from inference import load_detector
 from models.detector import Detector, build_detector, count_flops, count_parameters
 from utils.arguments import train_parser

@@ -13,13 +13,13 @@ import torch
 from tqdm import tqdm
 
 from data.dataset import unpad
+from data.formats.labels import format_report
+from data.formats.sources import format_classes
 from data.index import load_split, path_of
-from data.labels import format_report
 from data.letterbox import restore, rounding_note
 from data.loader import Loader, make_val_loader
 from data.prepare import prepare_data
 from data.run_data import ground_truth_of
-from data.sources import format_classes
 from data.spec import load_data_spec
 from inference import load_detector
 from models.detector import Detector

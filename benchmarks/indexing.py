@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 
 from benchmarks.loader import SMALL, generate
-from data.diagnosis import diagnose
+from data.doctor.diagnosis import diagnose
+from data.formats.sources import DataSpec
 from data.index import load_split
-from data.sources import DataSpec
 from data.spec import load_data_spec
 from utils.config_files import load_config
 from utils.errors import OUR_FAULT

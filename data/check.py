@@ -9,12 +9,12 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from data.check_report import format_diagnosis, to_plain, verdict
-from data.diagnosis import NEEDED, Diagnosis, diagnose, missing_splits
-from data.findings import Finding, show_finding, sort_findings
-from data.labels import format_report
+from data.doctor.diagnosis import NEEDED, Diagnosis, diagnose, missing_splits
+from data.doctor.findings import Finding, show_finding, sort_findings
+from data.doctor.report import format_diagnosis, to_plain, verdict
+from data.formats.labels import format_report
+from data.formats.sources import SPLITS, DataSpec
 from data.prepare import prepare_data
-from data.sources import SPLITS, DataSpec
 from data.spec import load_data_spec
 from utils.arguments import add_data_flags, add_imgsz, add_set
 from utils.config import Config

@@ -16,14 +16,14 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
+from data.conversion.parts import PICTURES, Part, check_files, check_place, plan_part
+from data.conversion.writers import spell_out, write_coco, write_voc, write_yolo
+from data.formats.labels import LabelReport, format_report
+from data.formats.problems import Policy
+from data.formats.readers import picture_ids_of
+from data.formats.sources import SPLITS, DataSpec
 from data.index import load_split
-from data.labels import LabelReport, format_report
-from data.parts import PICTURES, Part, check_files, check_place, plan_part
-from data.problems import Policy
-from data.readers import picture_ids_of
-from data.sources import SPLITS, DataSpec
 from data.spec import load_data_spec
-from data.writers import spell_out, write_coco, write_voc, write_yolo
 from utils.errors import DATA, USAGE, UserError, run_main
 
 NEVER_KEPT = {  # of the source's format

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.augment.plan import Planner
+from data.augment.render import render, render_boxes
 from data.index import Index
 from data.letterbox import Letterbox, apply_letterbox, centre, plan_letterbox
 from data.pictures import Pictures, scale_index
-from data.plan import Planner
-from data.render import render, render_boxes
 from utils.config import AugmentConfig
 from utils.errors import UserError
 from utils.structures import Targets

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from data.cache import load_arrays, save_arrays, stat_files
-from data.labels import LabelReport, clean_labels
-from data.problems import Policy, Problem, check_problems
-from data.readers import list_sources, read_files
-from data.sources import DataSpec
+from data.formats.labels import LabelReport, clean_labels
+from data.formats.problems import Policy, Problem, check_problems
+from data.formats.readers import list_sources, read_files
+from data.formats.sources import DataSpec
 
 VERSION = 1  # of what the label cache holds; goes up whenever reading labels gives something else
 

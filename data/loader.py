@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from torch.utils.data import DataLoader
 
+from data.augment.plan import Planner, batch_shape
 from data.dataset import Batch, PictureSet, TrainSet, ValSet
 from data.index import Index
 from data.letterbox import input_shape, rect_shape
 from data.pictures import DecodedPictures, Pictures, fitted_sizes, needed_sizes
-from data.plan import Planner, batch_shape
 from data.workers import (
     check_workers,
     choose_workers,

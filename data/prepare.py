@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from data.download import fetch_all, read_downloads
+from data.fetching.download import fetch_all, read_downloads
+from data.formats.sources import SPLITS, join
 from data.shapes import ensure_shapes
-from data.sources import SPLITS, join
 from data.spec import find_data_yaml, find_roots
 from utils.config_files import read_yaml
 from utils.errors import DATA

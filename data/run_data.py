@@ -5,12 +5,12 @@ from typing import NamedTuple
 import torch
 
 from data.check import check_before_training
+from data.formats.sources import DataSpec, format_classes
 from data.index import Index, load_split
 from data.letterbox import input_shape
 from data.loader import Loader, make_train_loader, make_val_loader
 from data.picture_cache import cache_pictures
 from data.prepare import prepare_data
-from data.sources import DataSpec, format_classes
 from data.spec import load_data_spec
 from utils.config import Config
 from utils.metrics.coco import make_ground_truth

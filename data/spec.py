@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from data.cache import load_arrays, save_arrays, stat_files
-from data.coco import read_categories
-from data.layouts import FORMATS, guess_content, recognise_format
-from data.sources import (
+from data.formats.coco import read_categories
+from data.formats.layouts import FORMATS, guess_content, recognise_format
+from data.formats.sources import (
     SPLITS,
     DataSpec,
     coco_files,
@@ -24,8 +24,8 @@ from data.sources import (
     spec_error,
     xml_folders,
 )
-from data.voc import collect_names
-from data.voc import label_paths_of as xml_paths_of
+from data.formats.voc import collect_names
+from data.formats.voc import label_paths_of as xml_paths_of
 from utils.config_files import read_yaml
 from utils.errors import DATA, UserError
 

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-import data.diagnosis
+import data.doctor.diagnosis
 from data.check import check_before_training, check_parser, main
-from data.diagnosis import diagnose
+from data.doctor.diagnosis import diagnose
 from data.spec import load_data_spec
 from utils.config import Config
 from utils.errors import DATA, OK, UserError, run_main
@@ -240,7 +240,7 @@ def test_training_needs_both_splits(root):
 
 
 def test_headers_only_above_many_pictures(root, monkeypatch):
-    monkeypatch.setattr(data.diagnosis, "MANY_PICTURES", 17)
+    monkeypatch.setattr(data.doctor.diagnosis, "MANY_PICTURES", 17)
     facts = doctor(root)[1]
     assert codes(facts) == {("headers-only", "", 0)} and facts["splits"]["train"]["decoded"] == 0
     assert doctor(root, "--full")[1]["splits"]["train"]["decoded"] == 12

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 import data.pictures
+from data.augment.plan import Planner
 from data.dataset import Batch, Sample, TrainSet, ValSet, collate, unpad
 from data.images import decode_image
 from data.index import Index, path_of
 from data.letterbox import PAD_VALUE, plan_letterbox, rect_shape
 from data.pictures import DecodedPictures
-from data.plan import Planner
 from utils.config import AugmentConfig
 from utils.errors import UserError
 

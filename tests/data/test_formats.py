@@ -217,7 +217,7 @@ def test_roboflow_layout_without_a_yaml(root, capsys):
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real pictures are not there")
 def test_real_umbrella_class_is_left_out():
-    from data.coco import read_categories
+    from data.formats.coco import read_categories
 
     names, dropped = read_categories([REAL / "odd_files" / "roboflow_chess_test_annotations.coco.json"])
     assert dropped == ["pieces"] and 0 not in names and len(names) == 13
@@ -376,7 +376,7 @@ def test_voc_faults_are_named_with_their_line(root, old, new, line, text):
 
 
 def test_xml_bombs_are_refused():
-    from data.voc import parse_xml
+    from data.formats.voc import parse_xml
 
     bomb = b'<!DOCTYPE b [<!ENTITY a "aaaa">]><annotation>&a;</annotation>'
     for data in (bomb, b"<annotation>" + b"<a>" * 100, b"x" * 6_000_000):
@@ -390,7 +390,7 @@ def test_xml_bombs_are_refused():
 def test_labels_come_from_the_cache_until_a_file_changes(root, capsys, monkeypatch):
     yaml = write_yolo(root)
     first, report = load(yaml)
-    monkeypatch.setattr("data.readers.read_size", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("data.formats.readers.read_size", lambda path: pytest.fail("read again"))
     again, same = load(yaml)
     assert same == report and all(
         np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(first, again, strict=True)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import data.spec
+from data.formats.labels import LabelReport
+from data.formats.readers import picture_ids_of
+from data.formats.sources import list_pictures
 from data.index import load_split, path_of
-from data.labels import LabelReport
-from data.readers import picture_ids_of
-from data.sources import list_pictures
 from data.spec import load_data_spec
 from utils.errors import DATA, UserError
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.labels import clean_labels
-from data.voc import parse_xml
-from data.yolo import read_labels
+from data.formats.labels import clean_labels
+from data.formats.voc import parse_xml
+from data.formats.yolo import read_labels
 from tests.data.test_formats import (
     COCO_FAULTS,
     VOC_FAULTS,
@@ -147,8 +147,8 @@ json_like = st.recursive(
     json_like,
 )
 def test_fuzzed_json_is_read_or_refused(tmp_path_factory, key, field, value):
-    from data.coco import list_pictures, read_categories, read_json
-    from data.coco import read_labels as read_annotations
+    from data.formats.coco import list_pictures, read_categories, read_json
+    from data.formats.coco import read_labels as read_annotations
     from utils.errors import UserError
 
     content = coco_content()

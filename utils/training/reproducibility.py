@@ -1,4 +1,4 @@
-"""Seeds. Data draws its own numbers from counters (``data.plan``); this is for initial weights."""
+"""Seeds. Data draws its own numbers from counters (``data.augment.plan``); this is for initial weights."""
 
 import random
 

@@ -1,0 +1,201 @@
+"""All checks of a data set put together: readers, pictures, labels, classes, sizes, bins, copies."""
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from data.doctor.balance import check_classes, check_sides, count_classes, count_sides
+from data.doctor.bins import BinAudit, audit_bins, find_remedies, share
+from data.doctor.findings import Finding, gather_problems, sort_findings
+from data.doctor.hints import find_hints
+from data.doctor.inspect_pictures import Inspection, inspect_pictures
+from data.doctor.near_duplicates import find_duplicates, find_repeats, find_shared
+from data.formats.labels import LabelReport
+from data.formats.problems import Policy, Problem
+from data.formats.sources import SPLITS, DataSpec
+from data.index import Found, path_of, read_split
+from data.letterbox import input_shape
+from utils.config import Config
+from utils.errors import UserError
+
+MANY_PICTURES = 10_000  # of all splits together: above, headers only
+NEEDED = ("train", "val")  # by train.py
+MISSING = "pictures without a label file (they count as background, without objects)"
+UNREADABLE = "cannot read this picture: "
+FEW_BINLESS = 0.001  # share of inexpressible boxes that is only noted
+
+
+class Diagnosis(NamedTuple):
+    """What is known of a data set, and what is wrong with it."""
+
+    spec: DataSpec
+    config: Config
+    shape: tuple[int, int]  # height, width of the input
+    reports: dict[str, LabelReport]  # by split
+    decoded: dict[str, int]  # pictures that were decoded, now or earlier
+    classes: dict[str, np.ndarray]  # (C,) boxes of each class
+    sides: dict[str, np.ndarray]  # boxes by shorter side, data.doctor.balance.SIDES
+    bins: BinAudit | None  # of the training boxes
+    findings: list[Finding]  # errors first
+
+    @property
+    def trainable(self) -> bool:
+        """Whether nothing stands against training."""
+        return all(finding.severity != "error" for finding in self.findings)
+
+
+def diagnose(spec: DataSpec, config: Config, *, splits: Sequence[str], full: bool = False) -> Diagnosis:
+    """Check ``splits``; pictures are decoded unless there are more than 10,000 and ``full`` is False."""
+    founds, findings = _read_splits(spec, config, splits)
+    shape = input_shape(config.data.imgsz, 2 ** max(config.model.levels))
+    decode = full or sum(len(found.index.sizes) for found in founds.values()) <= MANY_PICTURES
+    looks = {
+        split: inspect_pictures(_paths(found), f"{spec.yaml}\0{split}", decode=decode)
+        for split, found in founds.items()
+    }
+    findings += find_hints(spec, founds)  # causes before what follows from them
+    for split, found in founds.items():
+        findings += _check_problems(found, looks[split], split, config.data.label_errors)
+        findings += _check_report(found.report, split)
+    classes = count_classes(founds, len(spec.names))
+    findings += check_classes(classes, spec.names)
+    sides = {split: count_sides(found, shape) for split, found in founds.items()}
+    for split, counts in sides.items():
+        findings += check_sides(counts, split, shape)
+    bins = _audit(founds, config)
+    findings += _check_bins(bins)
+    findings += _check_copies(founds, looks)
+    if any(not look.known.all() for look in looks.values()):
+        text = (
+            f"more than {MANY_PICTURES:,} pictures: only their headers were read, copies were not looked for"
+        )
+        findings.append(Finding("note", "headers-only", "", 0, text, "--full decodes them all"))
+    return Diagnosis(
+        spec,
+        config,
+        shape,
+        reports={split: found.report for split, found in founds.items()},
+        decoded={split: int(look.known.sum()) for split, look in looks.items()},
+        classes=classes,
+        sides=sides,
+        bins=bins,
+        findings=sort_findings(findings),
+    )
+
+
+def _read_splits(
+    spec: DataSpec, config: Config, splits: Sequence[str]
+) -> tuple[dict[str, Found], list[Finding]]:
+    founds, findings = {}, []
+    for split in splits:
+        try:
+            founds[split] = read_split(
+                spec, split, single_cls=config.data.single_cls, label_errors=config.data.label_errors
+            )
+        except UserError as error:
+            findings.append(Finding("error", "split", split, 0, str(error)))
+    return founds, findings
+
+
+def missing_splits(spec: DataSpec) -> list[str]:
+    """Splits that training needs and the YAML does not name."""
+    return [split for split in NEEDED if split not in spec.splits]
+
+
+def _paths(found: Found) -> list[str]:
+    return [os.fsdecode(path) for path in found.index.paths.tolist()]
+
+
+def _check_problems(found: Found, look: Inspection, split: str, policy: Policy) -> list[Finding]:
+    """Problems of the reader, and pictures whose header is fine, but not what follows.
+
+    The latter stop a training even where it leaves out what has no header.
+    """
+    readable = (found.index.sizes > 0).all(1)
+    numbers = [number for number, fault in enumerate(look.faults) if fault and readable[number]]
+    broken = [
+        Problem(str(path_of(found.index, i)), 0, UNREADABLE + look.faults[i], "picture") for i in numbers
+    ]
+    if policy == "skip":
+        return gather_problems(broken, split, "stop") + gather_problems(found.problems, split, policy)
+    return gather_problems([*broken, *found.problems], split, policy)
+
+
+def _check_report(report: LabelReport, split: str) -> list[Finding]:
+    """What the reader mended, dropped or missed."""
+    many = report.num_missing > report.num_pictures / 2
+    rows = [
+        ("warning" if many else "note", "no-label-file", report.num_missing, MISSING),
+        ("warning", "empty", report.num_empty, "boxes of no width or no height (dropped)"),
+        ("warning", "duplicate-box", report.num_duplicate, "boxes that stand there twice (copies dropped)"),
+        ("note", "clipped", report.num_clipped, "boxes that reach beyond their picture (cut at its edge)"),
+    ]
+    rows = [row for row in rows if row[2]]
+    return [Finding(severity, code, split, count, f"{text}: {count}") for severity, code, count, text in rows]
+
+
+def _audit(founds: Mapping[str, Found], config: Config) -> BinAudit | None:
+    if "train" not in founds:
+        return None
+    index = founds["train"].index
+    return audit_bins(index, config.data.imgsz, levels=config.model.levels, reg_max=config.model.reg_max)
+
+
+def _check_bins(audit: BinAudit | None) -> list[Finding]:
+    if audit is None or not audit.none:
+        return []
+    severity = "warning" if audit.none > FEW_BINLESS * audit.num_boxes else "note"
+    part = f"{audit.none} ({share(audit.none, audit.num_boxes)})"
+    text = f"boxes that the bins of no level can express (they would come out cropped): {part}"
+    remedies = [f"--set {remedy.setting} {remedy.effect}" for remedy in find_remedies(audit)]
+    remedy = "; or ".join(remedies) or "train at a smaller --imgsz"
+    return [Finding(severity, "bins", "train", audit.none, text, remedy)]
+
+
+def _check_copies(founds: Mapping[str, Found], looks: Mapping[str, Inspection]) -> list[Finding]:
+    """Pictures that stand in two splits, or twice in one."""
+    splits = [split for split in SPLITS if split in founds]
+    if not splits:
+        return []
+    usable = {split: looks[split].known & (np.array(looks[split].faults) == "") for split in splits}
+    found = find_duplicates(
+        np.concatenate([looks[split].thumbnails[usable[split]] for split in splits]),
+        np.concatenate([looks[split].digests[usable[split]] for split in splits]),
+    )
+    paths = [path for split in splits for path in itertools.compress(_paths(founds[split]), usable[split])]
+    ends = np.cumsum([0, *(usable[split].sum() for split in splits)])
+    members = {split: np.arange(*ends[place : place + 2]) for place, split in enumerate(splits)}
+    findings = []
+    for later, split in enumerate(splits):
+        for earlier in splits[:later]:
+            rows = find_shared(found, members[split], members[earlier])
+            findings += _name_copies(rows, paths, split, earlier)
+        findings += _name_copies(find_repeats(found, members[split]), paths, split, split)
+    if found.num_flat:
+        text = f"nearly uniform pictures (only equal files of these count as copies): {found.num_flat}"
+        findings.append(Finding("note", "flat", "", found.num_flat, text))
+    if not found.complete:
+        text = "so many pictures look alike that not all of them were compared"
+        findings.append(Finding("note", "copies-incomplete", "", 0, text))
+    return findings
+
+
+def _name_copies(rows: np.ndarray, paths: list[str], split: str, other: str) -> list[Finding]:
+    """At most one finding, equal files first. ``rows``: our picture, theirs, 1 if the bytes are equal."""
+    if not len(rows):
+        return []
+    rows = rows[np.argsort(-rows[:, 2], kind="stable")].tolist()
+    how = ("looks like", "same bytes as")
+    places = [
+        Problem(paths[ours], 0, f"{how[equal]} {paths[theirs]}", "copy") for ours, theirs, equal in rows
+    ]
+    if split == other:
+        severity, code, text = "note", "copy", "pictures that repeat another one of the split"
+        remedy = "keep one of each"
+    else:
+        severity, code, text = "warning", "leak", f"pictures that are in {other} as well"
+        remedy = "keep each in one split: what was trained on flatters the result"
+    return [Finding(severity, code, split, len(rows), f"{text}: {len(rows)}", remedy, tuple(places))]

@@ -1,0 +1,119 @@
+"""What the doctor found: one ``Finding`` for all faults of a kind in a split, and how people see it."""
+
+import os
+import textwrap
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from data.formats.problems import Policy, Problem, show_problem
+
+SEVERITIES = ("error", "warning", "note")  # training refuses; the result will suffer; good to know
+SHOWN = 3  # places of a finding in the table; --json has them all
+WIDTH = 110  # characters
+
+# kind of a ``Problem`` -> what, what to do
+KINDS = {
+    "picture": ("pictures that cannot be read", "replace or delete these files"),
+    "label file": ("label files that cannot be read", "replace or delete these files"),
+    "separator": (
+        "label rows with commas or semicolons",
+        "write `class cx cy w h` with spaces and decimal points",
+    ),
+    "columns": ("label rows with a wrong number of columns", "write `class cx cy w h`, or a polygon"),
+    "not a number": ("label rows with text in place of a number", "mend or delete these rows"),
+    "not finite": ("labels with NaN or infinity", "mend or delete these rows"),
+    "class": (
+        "labels of a class that the data set does not have",
+        "mend these labels, or `names` in the YAML",
+    ),
+    "pixels": (
+        "label rows in pixels",
+        "divide x and w by the picture's width, y and h by its height: YOLO labels are fractions, 0..1",
+    ),
+    "negative": ("boxes of negative width or height", "check the order of the coordinates"),
+    "outside": (
+        "boxes that reach more than 1 % beyond their picture",
+        "mend them; or cut them with --label-errors clip, or leave them out with --label-errors skip",
+    ),
+    "size": (
+        "labels written for a picture of another size",
+        "export the labels again, or put the original pictures back",
+    ),
+    "image entry": ("pictures that are listed wrongly", "mend these entries of `images`"),
+    "id": ("annotations without a proper image_id", "write the id of their picture"),
+    "no picture": ("annotations of pictures that are not listed", "delete them, or list their pictures"),
+    "bbox": ("annotations without a proper bbox", "write x, y, width, height in px"),
+    "bndbox": ("objects without a proper bndbox", "write xmin, ymin, xmax, ymax in px"),
+    "area": ("annotations with a senseless area", "write the area of the mask in px^2, or leave it away"),
+    "iscrowd": ("annotations with a senseless iscrowd", "write 0 or 1"),
+}
+
+
+class Finding(NamedTuple):
+    """Something to know about a split, or about the data set as a whole."""
+
+    severity: str  # one of SEVERITIES
+    code: str  # for programs: stays the same from release to release
+    split: str  # '' where several are meant
+    count: int  # 0 where nothing is counted
+    text: str  # says the count, too
+    remedy: str = ""
+    places: tuple[Problem, ...] = ()
+
+
+def gather_problems(problems: Sequence[Problem], split: str, policy: Policy) -> list[Finding]:
+    """One finding for each kind of problem. With the policy "skip" training leaves faulty labels out."""
+    kinds: dict[str, list[Problem]] = defaultdict(list)
+    for problem in problems:
+        kinds[problem.kind].append(problem)
+    found = []
+    for kind, members in kinds.items():
+        text, remedy = KINDS.get(kind, (f"faulty labels ({kind})", "mend or delete them"))
+        text = f"{text}: {len(members)}"
+        severity = "warning" if policy == "skip" else "error"
+        places = tuple(sorted(members))
+        found.append(Finding(severity, kind.replace(" ", "-"), split, len(members), text, remedy, places))
+    return found
+
+
+def sort_findings(findings: Sequence[Finding]) -> list[Finding]:
+    """By severity, else in the order they were made."""
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def show_finding(finding: Finding) -> str:
+    """Some lines: severity, split, what; the first places; what to do."""
+    return "\n".join(_lines_of(finding))
+
+
+def _lines_of(finding: Finding) -> Iterator[str]:
+    label = finding.severity.upper() if finding.severity == "error" else finding.severity
+    first, *more = finding.text.splitlines()
+    yield from _wrap(f"{label:<8}{finding.split:<7}{first}", 15)
+    for line in more:
+        yield from _wrap(" " * 15 + line, 17)
+    for place in _choose(finding.places):
+        yield from _wrap(" " * 17 + _near(show_problem(place)), 19)
+    left = len(finding.places) - SHOWN
+    if left > 0:
+        yield " " * 17 + f"... and {left} more"
+    if finding.remedy:
+        yield from _wrap(" " * 15 + f"-> {finding.remedy}", 18)
+
+
+def _choose(places: Sequence[Problem]) -> list[Problem]:
+    """Some places, of different files as far as possible."""
+    by_file = list({place.path: place for place in reversed(places)}.values())[::-1][:SHOWN]
+    return (by_file + [place for place in places[: 2 * SHOWN] if place not in by_file])[:SHOWN]
+
+
+def _wrap(text: str, indent: int) -> list[str]:
+    options = {"break_long_words": False, "break_on_hyphens": False, "drop_whitespace": True}
+    lead = text[: len(text) - len(text.lstrip())]
+    return textwrap.wrap(text.strip(), WIDTH, initial_indent=lead, subsequent_indent=" " * indent, **options)
+
+
+def _near(text: str) -> str:
+    """Paths below the working directory without it."""
+    return text.replace(os.getcwd() + os.sep, "")
