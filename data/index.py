@@ -17,6 +17,13 @@ from data.formats.problems import Policy, Problem, check_problems
 from data.formats.readers import list_sources, read_files
 from data.formats.sources import DataSpec
 
+EXTRA_FIELDS = (
+    "stats",
+    "pictures",
+    "label_files",
+    "report",
+    "problems",
+)  # of a cache entry, beside the index's
 VERSION = 1  # of what the label cache holds; goes up whenever reading labels gives something else
 
 
@@ -68,30 +75,28 @@ def read_split(
 ) -> Found:
     """As ``load_split``, but faults are listed; from the user's cache where no file has changed."""
     sources = list_sources(spec, split)
-    options = (
-        VERSION,
-        spec.format,
-        str(spec.yaml),
-        split,
-        single_cls,
-        label_errors == "clip",
-        spec.voc_offset,
-    )
-    key = repr((*options, spec.names, spec.category_ids))
+    options = {"single_cls": single_cls, "clip": label_errors == "clip", "version": VERSION}
+    key = repr((spec._replace(search=()), split, options))
     entry = load_arrays("labels", key)
+    if entry is not None and not entry.keys() >= {*Index._fields, *EXTRA_FIELDS}:
+        entry = None
     reason = "" if entry is None else _what_changed(entry, sources)
     if entry is not None and not reason:
         return _from_entry(entry)
     if reason:
         print(f"{split}: labels read again, {reason}")
-    pictures, label_files = sources
-    before = stat_files(label_files + pictures) if pictures is not None else None
+    known = sources[1] + (sources[0] or [])  # the pictures of COCO are known only afterwards
+    before = stat_files(known)
     found = _read(spec, split, sources, single_cls=single_cls, policy=label_errors)
-    paths = [os.fsdecode(path) for path in found.index.paths.tolist()]
-    after = stat_files(found.label_files + paths)
-    if before is None or np.array_equal(before, after):  # nobody wrote while we read
+    after = stat_files(found.label_files + [os.fsdecode(path) for path in found.index.paths.tolist()])
+    if np.array_equal(before, after[: len(before)]):  # nobody wrote while we read
         save_arrays("labels", key, _to_entry(found, after))
     return found
+
+
+def report_of(found: Found, label_errors: Policy) -> LabelReport:
+    """The report of what ``load_split`` returns under the policy."""
+    return _without_unreadable(found)[1] if label_errors == "skip" else found.report
 
 
 def _read(spec: DataSpec, split: str, sources, *, single_cls: bool, policy: Policy) -> Found:
@@ -120,6 +125,7 @@ def _read(spec: DataSpec, split: str, sources, *, single_cls: bool, policy: Poli
         num_empty=kept.num_empty,
         num_duplicate=kept.num_duplicate,
         num_missing=raw.num_missing,
+        num_unlisted=raw.num_unlisted,
     )
     return Found(index, report, problems, files.label_files)
 
@@ -135,7 +141,7 @@ def _without_unreadable(found: Found) -> tuple[Index, LabelReport]:
         offsets=index.offsets[ends],
         picture_ids=index.picture_ids[keep],
     )
-    files = {"picture", "label file"}
+    files = {"picture", "label file", "size"}
     report = found.report._replace(
         num_pictures=int(keep.sum()),
         num_background=int((counts[keep] == 0).sum()),
@@ -155,6 +161,8 @@ def _what_changed(entry: dict[str, np.ndarray], sources: tuple[list[str] | None,
     if not np.array_equal(_pack_paths(label_files), entry["label_files"]):
         return "as they lie elsewhere now"
     paths = label_files + known
+    if len(paths) != len(entry["stats"]):
+        return "as the cache is damaged"
     changed = np.flatnonzero((stat_files(paths) != entry["stats"]).any(axis=1))
     if not len(changed):
         return ""
@@ -189,4 +197,4 @@ def _pack_paths(paths: list[str]) -> np.ndarray:
 
 
 def _unpack_paths(packed: np.ndarray) -> list[str]:
-    return packed.tobytes().decode("utf-8", "surrogateescape").split("\0")
+    return packed.tobytes().decode("utf-8", "surrogateescape").split("\0") if len(packed) else []

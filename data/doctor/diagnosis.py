@@ -16,7 +16,7 @@ from data.doctor.near_duplicates import find_duplicates, find_repeats, find_shar
 from data.formats.labels import LabelReport
 from data.formats.problems import Policy, Problem
 from data.formats.sources import SPLITS, DataSpec
-from data.index import Found, path_of, read_split
+from data.index import Found, path_of, read_split, report_of
 from data.letterbox import input_shape
 from utils.config import Config
 from utils.errors import UserError
@@ -77,7 +77,7 @@ def diagnose(spec: DataSpec, config: Config, *, splits: Sequence[str], full: boo
         spec,
         config,
         shape,
-        reports={split: found.report for split, found in founds.items()},
+        reports={split: report_of(found, config.data.label_errors) for split, found in founds.items()},
         decoded={split: int(look.known.sum()) for split, look in looks.items()},
         classes=classes,
         sides=sides,

@@ -44,6 +44,7 @@ KINDS = {
     "id": ("annotations without a proper image_id", "write the id of their picture"),
     "no picture": ("annotations of pictures that are not listed", "delete them, or list their pictures"),
     "bbox": ("annotations without a proper bbox", "write x, y, width, height in px"),
+    "difficult": ("objects with a senseless difficult", "write 0 or 1"),
     "bndbox": ("objects without a proper bndbox", "write xmin, ymin, xmax, ymax in px"),
     "area": ("annotations with a senseless area", "write the area of the mask in px^2, or leave it away"),
     "iscrowd": ("annotations with a senseless iscrowd", "write 0 or 1"),
@@ -72,6 +73,7 @@ def gather_problems(problems: Sequence[Problem], split: str, policy: Policy) -> 
         text, remedy = KINDS.get(kind, (f"faulty labels ({kind})", "mend or delete them"))
         text = f"{text}: {len(members)}"
         severity = "warning" if policy == "skip" else "error"
+        remedy = f"left out by --label-errors skip; to use them: {remedy}" if policy == "skip" else remedy
         places = tuple(sorted(members))
         found.append(Finding(severity, kind.replace(" ", "-"), split, len(members), text, remedy, places))
     return found

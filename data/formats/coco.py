@@ -7,6 +7,7 @@ ascending order. ``iscrowd`` marks ignore regions; ``area`` is the mask's, which
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
@@ -29,7 +30,7 @@ class CocoFile:
 
     def __init__(self, path: Path, text: str, content: dict):
         self.path, self.text = str(path), text
-        self.images, self.annotations, self.categories = (content.get(key, []) for key in LISTS)
+        self.images, self.annotations, self.categories = (content[key] for key in LISTS)
         self._lines: dict[str, list[int]] = {}
 
     def problem(self, key: str, number: int, text: str, kind: str) -> Problem:
@@ -58,12 +59,18 @@ def read_json(path: Path) -> CocoFile:
         raise UserError(
             f"{path}:{error.lineno}: not valid JSON (column {error.colno}): {error.msg}", DATA
         ) from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8, or a number of 5,000 digits
         raise UserError(f"{path}: cannot read this as COCO JSON: {error}", DATA) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a COCO file is an object with {', '.join(LISTS)}; this is none", DATA)
     for key in LISTS:
-        part = content.get(key, [] if key == "annotations" else None)  # published test sets have none
+        if key == "annotations" and content.get(key) is None:
+            content[key] = []  # published test sets have none
+        part = content.get(key)
         if not isinstance(part, list) or not all(isinstance(item, dict) for item in part):
             raise UserError(
                 f"{path}: {key} is missing or no list of objects; is this an object-detection file?", DATA
@@ -81,9 +88,9 @@ def read_categories(paths: Sequence[Path]) -> tuple[dict[int, str], list[str]]:
     for path in paths:
         file = read_json(path)
         for category in file.categories:
-            number, name = category.get("id"), category.get("name")
-            if not _is_id(number) or not isinstance(name, str) or not name.strip():
-                shown = {"id": number, "name": name}
+            number, name = _whole(category.get("id")), category.get("name")
+            if number is None or not isinstance(name, str) or not name.strip():
+                shown = _show({"id": category.get("id"), "name": name})
                 raise UserError(f"{path}: category {shown}: needs a whole number as id and a name", DATA)
             if found.setdefault(number, name.strip()) != name.strip():
                 text = f"category id {number} is {name.strip()!r} here, but {found[number]!r} before"
@@ -91,11 +98,10 @@ def read_categories(paths: Sequence[Path]) -> tuple[dict[int, str], list[str]]:
             parent = category.get("supercategory")
             if isinstance(parent, str) and parent != name:
                 above.add(parent)
-        ids = (annotation.get("category_id") for annotation in file.annotations)
-        used.update(number for number in ids if _is_id(number))
+        used.update(_whole(annotation.get("category_id")) for annotation in file.annotations)
     dropped = [number for number, name in found.items() if number not in used and name in above]
     names = {number: found[number] for number in sorted(found) if number not in dropped}
-    repeated = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
+    repeated = sorted(name for name, count in Counter(names.values()).items() if count > 1)
     if repeated or not names:
         text = f"the name {repeated[0]!r} stands for several ids" if repeated else "there are no categories"
         raise UserError(f"{', '.join(map(str, paths))}: {text}", DATA)
@@ -107,20 +113,16 @@ def list_pictures(files: list[CocoFile], folders: list[Path]) -> CocoPictures:
     found, problems, ids, paths = [], [], set(), set()
     for file, folder in zip(files, folders, strict=True):
         for number, image in enumerate(file.images):
-            name, key = image.get("file_name"), image.get("id")
+            name, key = image.get("file_name"), _whole(image.get("id"))
             path = os.path.normpath(os.path.join(folder, name)) if isinstance(name, str) else ""
-            fault = _image_fault(name, key, known_path=path in paths, known_id=_is_id(key) and key in ids)
+            fault = _image_fault(image, known_path=path in paths, known_id=key in ids)
             if fault:
                 problems.append(file.problem("images", number, fault, "image entry"))
                 continue
             ids.add(key)
             paths.add(path)
-            height, width = image.get("height"), image.get("width")
-            stated = (
-                (height, width)
-                if isinstance(height, int) and isinstance(width, int) and height and width
-                else None
-            )
+            size = _whole(image.get("height")), _whole(image.get("width"))
+            stated = size if size[0] and size[1] else None
             found.append((path, key, stated, (file, number)))
     found.sort(key=lambda item: item[0])
     columns = [list(column) for column in zip(*found, strict=True)] or [[], [], [], []]
@@ -131,17 +133,22 @@ def read_labels(files: list[CocoFile], pictures: CocoPictures, ids: Sequence[int
     """Annotations of the pictures; ``ids``: class index -> category id, None to take every class for 0."""
     place_of = {key: place for place, key in enumerate(pictures.ids)}
     class_of = {key: index for index, key in enumerate(ids)} if ids is not None else None
-    rows, boxes, sources, problems = [], [], [], []
+    rows, boxes, sources, problems, unlisted = [], [], [], [], 0
     for file in files:
-        faulty = {image["id"] for image in file.images if _is_id(image.get("id"))} - place_of.keys()
+        faulty = {_whole(image.get("id")) for image in file.images} - place_of.keys()
+        known = {_whole(category.get("id")) for category in file.categories}
         for number, annotation in enumerate(file.annotations):
-            fault, kind = _annotation_fault(annotation, place_of, class_of)
-            if fault and not (kind == "no picture" and annotation["image_id"] in faulty):
-                problems.append(file.problem("annotations", number, fault, kind))
+            fault, kind = _annotation_fault(annotation, place_of, known)
             if fault:
+                if kind != "no picture" or _whole(annotation["image_id"]) not in faulty:
+                    problems.append(file.problem("annotations", number, fault, kind))
                 continue
-            area, label = annotation.get("area"), class_of[annotation["category_id"]] if class_of else 0
-            place, crowd = place_of[annotation["image_id"]], annotation.get("iscrowd") == 1
+            label = class_of.get(_whole(annotation["category_id"])) if class_of else 0
+            if label is None:
+                unlisted += 1
+                continue
+            area, crowd = annotation.get("area"), annotation.get("iscrowd") == 1
+            place = place_of[_whole(annotation["image_id"])]
             rows.append((place, label, crowd, math.nan if area is None else area))
             boxes.append(annotation["bbox"])
             sources.append((file, number))
@@ -159,35 +166,45 @@ def read_labels(files: list[CocoFile], pictures: CocoPictures, ids: Sequence[int
         ),
         problems=problems,
         left_out=np.zeros(len(pictures.ids), bool),
-        num_missing=0,
+        num_unlisted=unlisted,
+        keep_copies=True,  # COCO's evaluators do
     )
 
 
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID
+def _whole(value: object) -> int | None:
+    """A number from 0 to ``MAX_ID``, also where an exporter wrote 3.0 for 3; None for anything else."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_ID:
+        value = int(value)
+    return value if type(value) is int and 0 <= value <= MAX_ID else None
 
 
-def _image_fault(name: object, key: object, *, known_path: bool, known_id: bool) -> str:
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and not abs(value) > MAX_ID  # nan passes
+
+
+def _image_fault(image: dict, *, known_path: bool, known_id: bool) -> str:
     """What is wrong with an entry of ``images``, or ''."""
-    if not isinstance(name, str) or not name:
+    name, key = image.get("file_name"), image.get("id")
+    if not isinstance(name, str) or not name or "\0" in name:
         return f"file_name is {_show(name)}, not the name of a file"
-    if not _is_id(key):
-        return f"id of {name} is {_show(key)}, not a whole number from 0 to 2^53"
+    if _whole(key) is None:
+        return f"id of {_show(name)} is {_show(key)}, not a whole number from 0 to 2^53"
     if known_id:
-        return f"id {key} of {name} stands for another picture too; every picture needs its own"
-    return f"{name} is listed twice" if known_path else ""
+        return f"id {_show(key)} of {_show(name)} stands for another picture too; every picture needs its own"
+    return f"{_show(name)} is listed twice" if known_path else ""
 
 
-def _annotation_fault(annotation: dict, place_of: dict, class_of: dict | None) -> tuple[str, str]:
+def _annotation_fault(annotation: dict, place_of: dict, known: set) -> tuple[str, str]:
     """What is wrong with an annotation, and the kind of it; '' where nothing is."""
     image, category, bbox = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
-    if not _is_id(image):
+    if _whole(image) is None:
         return f"image_id is {_show(image)}, not a whole number", "id"
-    if image not in place_of:
-        return f"image_id is {image}; no picture has this id", "no picture"
-    if class_of is not None and (not _is_id(category) or category not in class_of):
-        return f"category_id is {_show(category)}; the classes have the ids {_show(list(class_of))}", "class"
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):
+    if _whole(image) not in place_of:
+        return f"image_id is {_show(image)}; no picture has this id", "no picture"
+    if _whole(category) is None or _whole(category) not in known:
+        ids = _show(sorted(number for number in known if number is not None))
+        return f"category_id is {_show(category)}; the categories have the ids {ids}", "class"
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         return f"bbox is {_show(bbox)}, not four numbers x, y, width, height in px", "bbox"
     if not all(map(math.isfinite, bbox)):
         return f"bbox is {_show(bbox)}, not four finite numbers", "not finite"
@@ -197,9 +214,9 @@ def _annotation_fault(annotation: dict, place_of: dict, class_of: dict | None) -
             "negative",
         )
     area, crowd = annotation.get("area"), annotation.get("iscrowd", 0)
-    if area is not None and (type(area) not in (int, float) or not 0 <= area < math.inf):
+    if area is not None and not (_is_number(area) and area >= 0):
         return f"area is {_show(area)}, not a number of px^2", "area"
-    return ("", "") if crowd in (0, 1) else (f"iscrowd is {_show(crowd)}, not 0 or 1", "iscrowd")
+    return ("", "") if crowd in (0, 1, None) else (f"iscrowd is {_show(crowd)}, not 0 or 1", "iscrowd")
 
 
 def _show(value: object) -> str:
@@ -208,16 +225,18 @@ def _show(value: object) -> str:
 
 
 def _find_lines(text: str, key: str) -> list[int]:
-    """The line, from 1, on which each element of the top-level list ``key`` of valid JSON begins."""
-    decode, position = JSONDecoder().raw_decode, text.index("{") + 1
-    while True:
-        name, position = decode(text, _skip(text, position))
+    """The line, from 1, on which each element of the top-level list ``key`` of valid JSON begins.
+
+    Of a key that stands there twice, the last counts, as for ``json.loads``.
+    """
+    decode, position, start = JSONDecoder().raw_decode, _skip(text, text.index("{") + 1), 0
+    while text[position] != "}":
+        name, position = decode(text, position)
         position = _skip(text, position)
-        if name == key:
-            break
-        position = decode(text, position)[1]
+        start = position if name == key else start
+        position = _skip(text, decode(text, position)[1])
     lines, line, counted = [], 1, 0
-    position = _skip(text, position + 1)  # behind the bracket
+    position = _skip(text, start + 1)  # behind the bracket
     while text[position] != "]":
         line, counted = line + text.count("\n", counted, position), position
         lines.append(line)

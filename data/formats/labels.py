@@ -27,7 +27,9 @@ class RawLabels(NamedTuple):
     fault_at: Callable[[int, str, str], Problem]  # (row, text, kind) -> that fault with its file and line
     problems: list[Problem]  # of rows and files that gave no box
     left_out: np.ndarray  # (N,) bool, pictures whose labels could not be read at all
-    num_missing: int  # pictures without a label file
+    num_missing: int = 0  # pictures without a label file
+    num_unlisted: int = 0  # boxes of classes that the YAML's names leave out
+    keep_copies: bool = False  # whether equal boxes are all meant
 
 
 class LabelReport(NamedTuple):
@@ -43,6 +45,7 @@ class LabelReport(NamedTuple):
     num_skipped: int = 0  # faulty rows left out, by data.label_errors skip
     num_left_out: int = 0  # pictures left out, likewise
     num_missing: int = 0  # pictures without a label file
+    num_unlisted: int = 0  # left out: boxes of classes that the YAML's names do not list
 
 
 class KeptLabels(NamedTuple):
@@ -71,6 +74,7 @@ def format_report(report: LabelReport) -> str:
         f"{report.num_skipped} faulty labels skipped" * (report.num_skipped > 0),
         f"{report.num_left_out} pictures left out" * (report.num_left_out > 0),
         f"{report.num_missing} pictures without a label file" * (report.num_missing > 0),
+        f"{report.num_unlisted} boxes of classes that names leaves out" * (report.num_unlisted > 0),
     ]
     return ", ".join(filter(None, parts))
 
@@ -93,7 +97,9 @@ def clean_labels(raw: RawLabels, sizes: np.ndarray, *, policy: Policy) -> KeptLa
     solid = (rounded[:, 2:] > rounded[:, :2]).all(axis=1)
     fine = np.flatnonzero(solid & ~far)
     columns = (raw.labels, raw.ignore, raw.pictures)
-    kept = fine[_first_of_equals((*boxes[fine].T, *(column[rows[fine]] for column in columns)))]
+    kept = fine
+    if not raw.keep_copies:
+        kept = fine[_first_of_equals((*boxes[fine].T, *(column[rows[fine]] for column in columns)))]
     labels, ignore, pictures = (column[rows[kept]] for column in columns)
     own, areas = (boxes[kept, 2:] - boxes[kept, :2]).prod(axis=1), raw.areas[rows[kept]]
     return KeptLabels(

@@ -97,6 +97,7 @@ def _read_voc(
     sizes, problems = read_sizes(pictures)
     raw, stated = voc.read_labels(label_files, names, offset=spec.voc_offset)
     for place, problem in _disagreements(stated, sizes):
+        raw.left_out[place] = True
         problems.append(Problem(label_files[place], 0, problem, "size"))
     return SplitFiles(pictures, picture_ids_of(pictures), label_files, sizes, raw, problems)
 
@@ -113,10 +114,11 @@ def _read_coco(spec: DataSpec, split: str, pictures: None, label_files: list[str
     if not listed.paths and not listed.problems:
         raise spec_error(spec.yaml, f"split {split!r} has no pictures in {', '.join(label_files)}")
     sizes, problems = read_sizes(listed.paths)
+    raw = coco.read_labels(files, listed, None if names is None else spec.category_ids)
     for place, text in _disagreements(listed.stated, sizes):
         file, number = listed.entries[place]
         problems.append(file.problem("images", number, text, "size"))
-    raw = coco.read_labels(files, listed, None if names is None else spec.category_ids)
+        raw.left_out[place] = True
     ids = np.array(listed.ids, np.int64)
     return SplitFiles(listed.paths, ids, label_files, sizes, raw, [*listed.problems, *problems])
 
@@ -127,7 +129,7 @@ def _disagreements(stated: list[tuple[int, int] | None], sizes: np.ndarray) -> l
     for place, (said, (height, width)) in enumerate(zip(stated, sizes.tolist(), strict=True)):
         if said is None or not height or said == (height, width):
             continue
-        turned = "; it is turned by its EXIF orientation" if said == (width, height) else ""
+        turned = ": an EXIF orientation that the labels do not know?" if said == (width, height) else ""
         text = f"written for a picture of {said[1]} x {said[0]}, but the file is {width} x {height}{turned}"
         found.append((place, text))
     return found

@@ -18,6 +18,12 @@ from data.formats.labels import RawLabels
 from data.formats.problems import Problem
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+DIFFICULT = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    **dict.fromkeys(("", "0", "false", "no", "unspecified"), False),
+}
 MAX_BYTES = 5_000_000
 FOLDERS = ("Annotations", "annotations")  # in place of JPEGImages, or images
 DEPTH = 32  # of elements within elements
@@ -83,6 +89,8 @@ def parse_xml(data: bytes) -> VocFile:
     reader = _Reader()
     try:
         reader.parser.Parse(data, True)
+    except LookupError as error:
+        raise ValueError(f"its declared encoding is unknown: {error}") from error
     except ValueError as error:
         error.lineno = reader.parser.CurrentLineNumber
         raise
@@ -104,10 +112,10 @@ def read_labels(
         for item in found.objects if found else ():
             try:
                 label, corners = _read_object(item, class_of, offset)
+                difficult = _read_difficult(item)
             except _Fault as fault:
                 problems.append(Problem(path, fault.line, str(fault), fault.kind))
                 continue
-            difficult = item.fields.get("difficult", ("0", 0))[0] == "1"
             rows.append((place, label, difficult, *corners))
             lines.append(item.line)
     table = np.array(rows, np.float64).reshape(-1, 7)
@@ -162,7 +170,7 @@ def _read_file(path: str) -> tuple[VocFile | None, Problem | None]:
 def _stated_size(file: VocFile) -> tuple[int, int] | None:
     """Height and width, None where they are missing, zero or no numbers (all seen in the wild)."""
     texts = file.size.get("height", ""), file.size.get("width", "")
-    if not all(text.isascii() and text.isdigit() and int(text) > 0 for text in texts):
+    if not all(text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0 for text in texts):
         return None
     return int(texts[0]), int(texts[1])
 
@@ -193,6 +201,13 @@ def _read_object(item: VocObject, class_of: dict[str, int] | None, offset: int) 
         values = f"{low} is {item.fields[low][0]} and {high} is {item.fields[high][0]}"
         raise _Fault(item.fields[high][1], f"{values}: the box is turned over", "negative")
     return 0 if class_of is None else class_of[name], corners
+
+
+def _read_difficult(item: VocObject) -> bool:
+    text, line = item.fields.get("difficult", ("", item.line))
+    if text.lower() not in DIFFICULT:
+        raise _Fault(line, f"difficult is {text!r}, not 0 or 1", "difficult")
+    return DIFFICULT[text.lower()]
 
 
 def label_paths_of(pictures: list[str], folders: Sequence[Path] | None) -> list[str]:

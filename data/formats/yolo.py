@@ -75,8 +75,12 @@ def read_labels(files: list[str], sizes: np.ndarray, names: Sequence[str] | None
         fault_at=lambda row, text, kind: Problem(files[pictures[row]], int(lines[row]), text, kind),
         problems=found.problems,
         left_out=np.array(found.unreadable, bool),
-        num_missing=found.num_rows.count(None),
+        num_missing=sum(map(_is_missing, found.num_rows, found.unreadable)),
     )
+
+
+def _is_missing(num_rows: int | None, unreadable: bool) -> bool:
+    return num_rows is None and not unreadable
 
 
 def label_paths_of(pictures: list[str]) -> list[str]:
@@ -114,7 +118,14 @@ def _read_file(path: str, found: _Files) -> None:
         pass
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, from a list file
         unreadable = True
-        found.problems.append(Problem(path, 0, f"cannot read this label file: {error}", "label file"))
+        found.problems.append(
+            Problem(
+                path,
+                0,
+                f"cannot read this label file: {getattr(error, 'strerror', None) or error}",
+                "label file",
+            )
+        )
     else:
         unreadable = any(not problem.line for problem in problems)
         found.values.extend(chain.from_iterable(rows))

@@ -24,15 +24,20 @@ NAMES = ("cat", "dog")
 IDS = {"cat": 7, "dog": 90}
 
 
+def make_pictures(folder):
+    """A new folder with images/a.png, b.png, c.png."""
+    (folder / "images").mkdir(parents=True)
+    for name, size in SIZES.items():
+        Image.new("RGB", size).save(folder / "images" / f"{name}.png")
+    return folder
+
+
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """The pictures a, b, c; the working directory lies elsewhere."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    (tmp_path / "set" / "images").mkdir(parents=True)
-    for name, size in SIZES.items():
-        Image.new("RGB", size).save(tmp_path / "set" / "images" / f"{name}.png")
-    return tmp_path / "set"
+    return make_pictures(tmp_path / "set")
 
 
 def coco_content():
@@ -174,7 +179,8 @@ def test_names_of_the_yaml_choose_and_order_the_classes(root):
     (root / "data.yaml").write_text("train: a.json\nimages: images\nnames: [dog, cat]\n", encoding="utf-8")
     assert load_data_spec(root / "data.yaml").category_ids == (90, 7)
     (root / "data.yaml").write_text("train: a.json\nimages: images\nnames: [dog]\n", encoding="utf-8")
-    assert "category_id is 7; the classes have the ids [90]" in error_of(root / "data.yaml")
+    index, report = load(root / "data.yaml")
+    assert index.labels.tolist() == [0] and report.num_unlisted == 2  # the cats
     (root / "data.yaml").write_text("train: a.json\nimages: images\nnames: [dog, bird]\n", encoding="utf-8")
     assert "names: 'bird' is no category of the JSON files; they have: cat, dog" in error_of(
         root / "data.yaml"
@@ -225,12 +231,12 @@ def test_real_umbrella_class_is_left_out():
 
 COCO_FAULTS = [  # (list, element, changes, text)
     ("images", 1, {"file_name": None}, "file_name is null, not the name of a file"),
-    ("images", 1, {"id": "x"}, 'id of a.png is "x", not a whole number'),
-    ("images", 1, {"id": 11}, "id 11 of a.png stands for another picture too"),
-    ("images", 1, {"file_name": "b.png"}, "b.png is listed twice"),
+    ("images", 1, {"id": "x"}, 'id of "a.png" is "x", not a whole number'),
+    ("images", 1, {"id": 11}, 'id 11 of "a.png" stands for another picture too'),
+    ("images", 1, {"file_name": "b.png"}, '"b.png" is listed twice'),
     ("images", 1, {"width": 50, "height": 30}, "written for a picture of 50 x 30, but the file is 30 x 50"),
     ("annotations", 2, {"image_id": 5}, "image_id is 5; no picture has this id"),
-    ("annotations", 2, {"category_id": 8}, "category_id is 8; the classes have the ids [7, 90]"),
+    ("annotations", 2, {"category_id": 8}, "category_id is 8; the categories have the ids [7, 90]"),
     ("annotations", 2, {"bbox": [1, 2, 3]}, "bbox is [1, 2, 3], not four numbers"),
     ("annotations", 2, {"bbox": [1, 2, 3, "4"]}, "not four numbers x, y, width, height"),
     ("annotations", 2, {"bbox": [1, 2, 3, float("nan")]}, "not four finite numbers"),
@@ -241,7 +247,9 @@ COCO_FAULTS = [  # (list, element, changes, text)
         {"bbox": [20, 20, 30, 4]},
         "reaches 66.67% beyond the right edge of its picture, 30 x 50",
     ),
+    ("annotations", 2, {"bbox": [1, 2, 10**400, 4]}, "bbox is [1, 2, 1000000000"),
     ("annotations", 2, {"area": -1}, "area is -1, not a number of px^2"),
+    ("annotations", 2, {"area": 10**400}, "area is 10000000000"),
     ("annotations", 2, {"iscrowd": 2}, "iscrowd is 2, not 0 or 1"),
 ]
 
@@ -258,8 +266,9 @@ def test_coco_faults_are_named_with_their_line(root, key, number, changes, text)
     assert written[start - 1].strip() == "{"  # the object begins there
     wanted = json.dumps(content[key][number], indent=1).splitlines()[1].strip().rstrip(",")
     assert written[start].strip().rstrip(",") == wanted
-    _, report = load(yaml, label_errors="skip")
-    assert report.num_skipped >= 1
+    index, report = load(yaml, label_errors="skip")
+    assert report.num_skipped + report.num_left_out >= 1
+    assert len(index.boxes) == report.num_boxes < 3
 
 
 def test_a_picture_that_is_missing_is_named_or_skipped(root):
@@ -296,6 +305,61 @@ def test_json_files_that_are_no_coco_files(root, text, expected):
     write_coco(root)
     (root / "a.json").write_bytes(text.encode("latin-1"))
     assert expected in error_of(root / "data.yaml")
+
+
+def test_a_split_without_a_proper_picture_twice(root):
+    """The second time from the cache, which then holds no path at all."""
+    content = coco_content()
+    for image in content["images"]:
+        image["id"] = str(image["id"])
+    yaml = write_coco(root, content)
+    for _ in range(3):
+        assert 'is "11", not a whole number' in error_of(yaml)
+
+
+def test_what_exporters_write_for_whole_numbers_and_nothing(root):
+    content = coco_content()
+    for image in content["images"]:
+        image |= {"id": float(image["id"]), "width": float(image["width"])}
+    for category in content["categories"]:
+        category["id"] = float(category["id"])
+    for row in content["annotations"]:
+        row |= {"image_id": float(row["image_id"]), "category_id": float(row["category_id"]), "iscrowd": None}
+    plain, _ = load(write_coco(root))
+    index, _ = load(write_coco(root, content))
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(index, plain, strict=True))
+    assert load(write_coco(root, content | {"annotations": None}))[1].num_background == 3
+
+
+def test_copies_of_an_annotation_are_kept_as_coco_keeps_them(root):
+    content = coco_content()
+    content["annotations"].append(dict(content["annotations"][0]))
+    index, report = load(write_coco(root, content))
+    assert len(index.boxes) == 4 and report.num_duplicate == 0
+
+
+def test_a_key_that_stands_there_twice_is_read_as_json_reads_it(root):
+    content = coco_content()
+    content["annotations"][2]["bbox"] = None
+    yaml = write_coco(root, content)
+    text = (root / "a.json").read_text()
+    (root / "a.json").write_text('{"annotations": [],\n' + text[1:])
+    assert "bbox is null" in error_of(yaml)
+
+
+def test_pictures_from_another_folder_are_read_again(root):
+    yaml = write_coco(root)
+    load(yaml)
+    make_pictures(root / "new")
+    yaml.write_text("train: a.json\nimages: new/images\n", encoding="utf-8")
+    assert path_of(load(yaml)[0], 0) == root / "new" / "images" / "a.png"
+
+
+def test_a_picture_of_another_size_is_left_out_by_skip(root):
+    yaml = write_coco(root)
+    Image.new("RGB", (15, 25)).save(root / "images" / "a.png")
+    index, report = load(yaml, label_errors="skip")
+    assert (len(index.sizes), report.num_left_out, report.num_boxes) == (2, 1, 1)
 
 
 # VOC
