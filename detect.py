@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.formats.listing import SUFFIXES
+from data.formats.listing import SUFFIXES, read_list, walk_pictures
 from data.images import decode_image
 from data.letterbox import rounding_note
 from inference import LoadedDetector, load_detector
@@ -47,12 +47,13 @@ def main() -> int:
 
 
 def find_pictures(source: str) -> list[Path]:
-    """The pictures of a ``--source``: a picture, a folder (searched to any depth), a glob, or a list file."""
+    """The pictures of a ``--source``: a picture, a folder (searched to any depth), a glob, or a list file.
+
+    Paths in a list are absolute, or relative to the file's folder.
+    """
     path = Path(source).expanduser()
-    if path.is_dir():
-        found = sorted(item for item in path.rglob("*") if item.suffix.lower() in SUFFIXES)
-    elif path.suffix.lower() == ".txt" and path.is_file():
-        found = read_list(path)
+    if path.is_dir() or (path.suffix.lower() == ".txt" and path.is_file()):
+        found = _listed_pictures(path)
     elif path.is_file():
         found = [path]
     else:
@@ -66,14 +67,14 @@ def find_pictures(source: str) -> list[Path]:
     return found
 
 
-def read_list(path: Path) -> list[Path]:
-    """The pictures of a list file, one a line: absolute, or relative to the file's folder."""
+def _listed_pictures(path: Path) -> list[Path]:
+    """The pictures of a folder, sorted, or of a list file, in its order."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        text = f"--source {path}: cannot read this as a list of pictures (UTF-8, one path a line): {error}"
-        raise UserError(text, DATA) from error
-    return [path.parent / line for line in map(str.strip, lines) if line]
+        if path.is_dir():
+            return sorted(map(Path, walk_pictures(path)))
+        return list(map(Path, read_list(path, path.parent)))
+    except UserError as error:
+        raise UserError(f"--source {error}", error.code) from error
 
 
 def check_classes(classes: list[int] | None, names: tuple[str, ...]) -> None:

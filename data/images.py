@@ -14,6 +14,8 @@ Ordinary JPEGs and PNGs go through OpenCV, everything else through Pillow. What 
 Sizes are (height, width).
 """
 
+import os
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,7 +66,7 @@ def decode_image(path: str | Path, *, reduction: int = 1, size: tuple[int, int] 
     sides (``choose_reduction``).
     """
     try:
-        with open(path, "rb") as file, _open(file) as image:
+        with _open_file(path) as file, _open(file) as image:
             _check_size(_size(image), size, reduction)
             orientation = _orientation(image)
             pixels = _decode_with_opencv(file, image, reduction)
@@ -79,15 +81,22 @@ def decode_image(path: str | Path, *, reduction: int = 1, size: tuple[int, int] 
 def read_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of a picture as ``decode_image`` returns it, from the header only."""
     try:
-        with _open(path) as image:
+        with _open_file(path) as file, _open(file) as image:
             return _size(image)
     except Exception as error:  # as above
         raise _picture_error(path, error) from error
 
 
-def _open(source: str | Path | BinaryIO) -> Image.Image:
+def _open_file(path: str | Path) -> BinaryIO:
+    """Open a file, never a pipe, which would wait for a writer, or a device, which may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("not a regular file (a directory, a pipe or a device)")
+    return open(path, "rb")
+
+
+def _open(file: BinaryIO) -> Image.Image:
     """Read the header with Pillow and check the pixel limit."""
-    image = Image.open(source, formats=FORMATS)
+    image = Image.open(file, formats=FORMATS)
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{width} x {height} pixels")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from data.images import decode_image
-from detect import folder_name
+from detect import find_pictures, folder_name
 from inference import load_detector
-from utils.errors import UserError
+from utils.errors import DATA, UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -183,3 +183,18 @@ def test_classes_must_exist(command, best, pictures):
 )
 def test_class_names_never_leave_the_folder(name, folder):
     assert folder_name(name) == folder
+
+
+def test_folders_and_lists_hold_what_a_data_set_would(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("in/a/z.jpg", "in/a.JPG", "in/.hidden/b.jpg", "in/.c.jpg", "in/folder.jpg/d.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    assert find_pictures("in") == [Path("in/a/z.jpg"), Path("in/a.JPG"), Path("in/folder.jpg/d.png")]
+    Path("in/list.txt").write_text("a.JPG\n\n a/z.jpg\n/b/c.jpg\ngone.jpg\n", encoding="utf-8-sig")
+    expected = [Path("in/a.JPG"), Path("in/a/z.jpg"), Path("/b/c.jpg"), Path("in/gone.jpg")]
+    assert find_pictures("in/list.txt") == expected
+    Path("in/list.txt").write_bytes(b"a.JPG\nb\0.jpg\n")
+    with pytest.raises(UserError, match=r"^--source in/list\.txt:2: holds a NUL") as error:
+        find_pictures("in/list.txt")
+    assert error.value.code == DATA

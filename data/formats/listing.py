@@ -1,4 +1,4 @@
-"""Which pictures a folder or a list file holds, and what lies beside a data set that has no YAML."""
+"""Which pictures a folder or a list file holds."""
 
 import os
 from collections.abc import Iterator
@@ -25,20 +25,25 @@ def walk_pictures(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterato
 def read_list(path: Path, root: Path) -> Iterator[str]:
     """Pictures of a list file: absolute, or relative to the file's folder, else to the data set's root."""
     for line in read_lines(path):
-        beside = os.path.normpath(os.path.join(path.parent, line))
-        if not os.path.exists(beside):
-            below_root = os.path.normpath(os.path.join(root, line))
-            beside = below_root if os.path.exists(below_root) else beside
-        yield beside
+        yield find_listed(line, path, root) or os.path.normpath(os.path.join(path.parent, line))
+
+
+def find_listed(line: str, path: Path, root: Path) -> str | None:
+    """The file that a line of the list file ``path`` names, where there is one; see ``read_list``."""
+    tried = (os.path.normpath(os.path.join(base, line)) for base in (path.parent, root))
+    return next(filter(os.path.exists, tried), None)
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, stripped, without empty ones."""
+    """The lines of a UTF-8 text file, stripped, without empty ones. A line with a NUL is an error."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         text = f"{path}: cannot read this as a list of pictures (UTF-8, one path a line): {error}"
         raise UserError(text, DATA) from error
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise UserError(f"{path}:{number}: holds a NUL character; save the file as UTF-8 text", DATA)
     return list(filter(None, map(str.strip, lines)))
 
 

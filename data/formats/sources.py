@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.formats.coco import ROBOFLOW
-from data.formats.listing import SUFFIXES, read_lines, read_list, walk_pictures
+from data.formats.listing import SUFFIXES, find_listed, read_lines, read_list, walk_pictures
 from utils.errors import DATA, UserError
 
 SPLITS = ("train", "val", "test")
+SHOWN_VALUE, SHOWN_PATH = 80, 500  # characters in errors
+SHOWN_NAMES = 100
+MARKS = ("-1", "0", "1")  # VOC, in its lists of one class: absent, difficult, present
 
 
 class DataSpec(NamedTuple):
@@ -25,15 +28,17 @@ class DataSpec(NamedTuple):
     images: dict[str, list[str]]  # split -> folders of its pictures, as written (COCO, VOC)
     annotations: dict[str, list[str]]  # split -> folders of its XML files, as written (VOC)
     voc_offset: int  # subtracted from xmin and ymin: 1 for files that count pixels from 1
+    left_out: tuple[str, ...]  # categories that are no classes: no box has them, and others stand below them
 
 
 def format_classes(spec: DataSpec) -> str:
     """Id in the source -> class index -> name, as a table; one line where the ids are the indices."""
     pairs = list(zip(spec.category_ids, spec.names, strict=True))
+    lines = [f"left out, as no box has it: {', '.join(spec.left_out)}"] if spec.left_out else []
     if spec.category_ids == tuple(range(len(spec.names))):
-        return "classes: " + ", ".join(f"{key} {name}" for key, name in pairs)
+        return "\n".join(["classes: " + ", ".join(f"{key} {name}" for key, name in pairs), *lines])
     rows = [f"{key:>8}{index:>8}  {name}" for index, (key, name) in enumerate(pairs)]
-    return "\n".join([f"{'id':>8}{'index':>8}  name", *rows])
+    return "\n".join([f"{'id':>8}{'index':>8}  name", *rows, *lines])
 
 
 def spec_error(yaml: Path, text: str) -> UserError:
@@ -48,19 +53,39 @@ def join(base: Path, entry: str) -> Path:
 
 def indent(paths: Sequence[Path]) -> str:
     """One path a line, for errors."""
-    return "\n".join(f"  {path}" for path in paths)
+    return "\n".join(f"  {_cut(str(path), SHOWN_PATH)}" for path in paths)
+
+
+def show(value: object) -> str:
+    """A value of a YAML in one short line, for errors."""
+    return _cut(repr(value), SHOWN_VALUE)
+
+
+def show_names(names: Sequence[str]) -> str:
+    """Names in one line, for errors: not all of very many."""
+    more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(_cut(name, SHOWN_VALUE) for name in names[:SHOWN_NAMES]) + more
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def paths_tried(search: Sequence[Path], entry: str | Path) -> list[Path]:
+    """Every path that an entry of a YAML may mean, in the order in which they are looked for."""
+    tried = [join(base, str(entry)) for base in search]
+    if str(entry).startswith("../"):  # Roboflow writes ../train/images for its train/images
+        tried += [join(base, str(entry)[3:]) for base in search]
+    return list(dict.fromkeys(tried))
 
 
 def resolve_entry(spec: DataSpec, key: str, entry: str | Path) -> Path:
     """The file or folder that ``entry`` of ``key`` means; else an error names every path tried."""
-    tried = [join(base, str(entry)) for base in spec.search]
-    if str(entry).startswith("../"):  # Roboflow writes ../train/images for its train/images
-        tried += [join(base, str(entry)[3:]) for base in spec.search]
-    tried = list(dict.fromkeys(tried))
+    tried = paths_tried(spec.search, entry)
     for candidate in tried:
         if os.path.exists(candidate):
             return candidate
-    text = f"{key}: {str(entry)!r} not found; tried:\n{indent(tried)}\n"
+    text = f"{key}: {show(str(entry))} not found; tried:\n{indent(tried)}\n"
     remedy = (
         "Mend `path` or the entry, or get the data set first (--download, where the file says from where)."
     )
@@ -78,7 +103,7 @@ def list_pictures(spec: DataSpec, split: str) -> list[str]:
     """Absolute paths of a split's pictures, sorted, each once (YOLO and VOC).
 
     Folders are searched to any depth for ``SUFFIXES``; hidden files and folders are left out. The pictures of
-    a list file are taken as listed; the lists of VOC's ImageSets hold stems of pictures in its JPEGImages.
+    a list file are taken as listed; the lists of VOC's ImageSets name pictures in its JPEGImages.
     """
     found: set[str] = set()
     sources = split_sources(spec, split)
@@ -135,12 +160,47 @@ def _image_folders(source: Path) -> list[Path]:
 
 
 def _read_image_set(path: Path, folders: list[Path], root: Path) -> list[str]:
-    """Pictures of a list of stems (with VOC's second column, -1 leaves a picture out) or of paths."""
-    rows = [line.split() for line in read_lines(path)]
-    if any(os.sep in row[0] or row[0].lower().endswith(SUFFIXES) for row in rows):
-        return list(read_list(path, root))
-    found = []
-    for stem in (row[0] for row in rows if row[1:] != ["-1"]):
-        tried = [f"{folder}{os.sep}{stem}{suffix}" for folder in folders for suffix in SUFFIXES]
-        found.append(next((picture for picture in tried if os.path.exists(picture)), tried[0]))
+    """Pictures of a list of paths, or of names in ``folders``, with or without ending; they may hold spaces.
+
+    A last column of -1, 0 or 1 is VOC's mark of a class in the picture; -1 leaves the picture out.
+    """
+    known, found = _pictures_by_name(folders), []
+    for line in read_lines(path):
+        whole = _find_named(line, known, path, root)
+        *name, mark = line.rsplit(None, 1)
+        if whole or not name or mark not in MARKS:
+            found.append(whole or _missing_place(line, folders, path))
+        elif mark != "-1":
+            found.append(_find_named(name[0], known, path, root) or _missing_place(name[0], folders, path))
     return found
+
+
+def _pictures_by_name(folders: list[Path]) -> dict[str, str]:
+    """Path below a folder, with and without its ending, -> picture; the first folder and ending win."""
+    names, stems = {}, {}
+    for folder in filter(os.path.isdir, folders):
+        start = len(os.path.join(folder, ""))
+        for picture in sorted(walk_pictures(folder), key=_rank_of_ending):
+            name = picture[start:]
+            names.setdefault(name, picture)
+            stems.setdefault(os.path.splitext(name)[0], picture)
+    return stems | names
+
+
+def _rank_of_ending(picture: str) -> int:
+    return SUFFIXES.index(os.path.splitext(picture)[1].lower())
+
+
+def _find_named(name: str, known: dict[str, str], path: Path, root: Path) -> str | None:
+    return (find_listed(name, path, root) if _is_path(name) else None) or known.get(name)
+
+
+def _is_path(name: str) -> bool:
+    return os.sep in name or name.lower().endswith(SUFFIXES)
+
+
+def _missing_place(name: str, folders: list[Path], path: Path) -> str:
+    """Where a picture that is nowhere should lie, for the error that names it."""
+    if _is_path(name):
+        return os.path.normpath(os.path.join(path.parent, name))
+    return f"{folders[0]}{os.sep}{name}{SUFFIXES[0]}"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.formats.sources import format_classes, list_pictures
 from data.index import load_split, path_of, read_split
 from data.prepare import prepare_data
 from data.spec import find_data_yaml, load_data_spec
@@ -213,7 +214,8 @@ def test_roboflow_layout_without_a_yaml(root, capsys):
     (folder / "_annotations.coco.json").write_text(json.dumps(content), encoding="utf-8")
     spec = load_data_spec(folder.parent)
     assert spec.names == NAMES and spec.category_ids == (7, 90)  # without the umbrella
-    assert "left out, as no box has it: pets" in capsys.readouterr().out
+    assert spec.left_out == ("pets",) and "left out, as no box has it: pets" in format_classes(spec)
+    assert not capsys.readouterr().out  # said with the table, not on every reading
     assert load_split(spec, "train")[1].num_boxes == 3
     (folder.parent / "data.yaml").write_text(
         "train: ../train\n", encoding="utf-8"
@@ -559,3 +561,78 @@ def test_a_folder_without_a_yaml_and_without_a_layout(root):
 def test_nothing_to_download(root, capsys):
     prepare_data(write_yolo(root), download=True)
     assert "nothing to fetch" in capsys.readouterr().out
+
+
+# lists and classes, from a review
+
+
+def image_set(root, text, *, folder="JPEGImages", name="train.txt"):
+    """Names of the pictures of a VOC list, below the data set's folder."""
+    (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+    if not (root / folder).exists():
+        (root / "images").rename(root / folder)
+    (root / "ImageSets" / "Main" / name).write_text(text, encoding="utf-8")
+    (root / "data.yaml").write_text(f"train: ImageSets/Main/{name}\nnames: [cat]\n", encoding="utf-8")
+    spec = load_data_spec(root / "data.yaml")
+    return [str(Path(path).relative_to(root)) for path in list_pictures(spec, "train")]
+
+
+def test_an_image_set_holds_stems_with_spaces_and_marks(root):
+    for name in ("my cat.png", "cat 0.png", "7.png", "your dog.png"):
+        shutil.copy(root / "images" / "a.png", root / "images" / name)
+    text = "my cat 0\ncat 0\n7\nyour dog -1\na\t 1\nb -1\n"
+    expected = ["7.png", "a.png", "cat 0.png", "my cat.png"]  # cat 0 is a picture, not cat with a mark
+    assert image_set(root, text) == [f"JPEGImages/{name}" for name in expected]
+
+
+def test_an_image_set_may_hold_file_names_and_paths(root):
+    (root / "images" / "deep").mkdir()
+    shutil.copy(root / "images" / "a.png", root / "images" / "deep" / "d.PNG")
+    shutil.copy(root / "images" / "a.png", root / "images" / "b.tif")
+    text = "a.png 1\nb\ndeep/d 0\nJPEGImages/c.png\n"
+    expected = ["a.png", "b.png", "c.png", "deep/d.PNG"]  # b.png comes before b.tif
+    assert image_set(root, text) == [f"JPEGImages/{name}" for name in expected]
+
+
+def test_a_picture_of_an_image_set_that_is_nowhere(root):
+    found = image_set(root, "gone 1\ngone.png\n")
+    assert found == ["ImageSets/Main/gone.png", "JPEGImages/gone.jpg"]
+
+
+@pytest.mark.parametrize("name", ["train.txt", "ImageSets/Main/train.txt"])
+def test_a_nul_in_a_list_is_named_with_its_line(root, name):
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"a\n\nb\0c\n")
+    (root / "data.yaml").write_text(f"train: {name}\nnames: [cat]\n", encoding="utf-8")
+    assert f"{path}:3: holds a NUL character" in error_of(root / "data.yaml")
+
+
+def test_names_are_collected_once_and_of_the_splits_that_are_there(root, monkeypatch):
+    write_voc(root, "")
+    yaml = root / "data.yaml"
+    yaml.write_text("train: images\ntest: gone\nannotations: xml\n", encoding="utf-8")
+    assert load_data_spec(yaml).names == NAMES
+    with monkeypatch.context() as patch:
+        patch.setattr("data.spec.collect_names", lambda files: pytest.fail("read again"))
+        assert load_data_spec(yaml).names == NAMES
+    (root / "xml" / "a.xml").write_text(xml_of("a").replace("dog", "wolf"), encoding="utf-8")
+    assert load_data_spec(yaml).names == ("cat", "wolf")
+    yaml.write_text("train: gone\nannotations: xml\nformat: voc\n", encoding="utf-8")
+    assert "train: 'gone' not found" in error_of(yaml)
+
+
+def test_categories_are_read_once(root, monkeypatch):
+    yaml = write_coco(root)
+    first = load_data_spec(yaml)
+    monkeypatch.setattr("data.spec.read_categories", lambda files: pytest.fail("read again"))
+    assert load_data_spec(yaml) == first and first.left_out == ()
+
+
+def test_a_yolo_folder_without_names_says_what_to_write(root):
+    (root / "images").rename(root / "pictures")
+    shutil.copytree(root / "pictures", root / "images" / "train")
+    with pytest.raises(UserError, match=r"write classes\.txt, one name a line, into the folder"):
+        load_data_spec(root)
+    (root / "classes.txt").write_text("cat\ndog\n", encoding="utf-8")
+    assert load_data_spec(root).names == NAMES

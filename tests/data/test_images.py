@@ -436,3 +436,21 @@ def test_odd_files():
     assert np.abs(decode_image(path, reduction=2) - block_means(whole, 2)).mean() <= 0.6  # measured: 0.41
     for path in ODD_FILES.glob("raccoon-*.jpg"):
         assert decode_image(path).shape[:2] == read_size(path)
+
+
+@pytest.mark.parametrize("read", [read_size, decode_image])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "link to a pipe"])
+def test_only_regular_files_are_opened(tmp_path, read, kind):
+    path = tmp_path / "f.jpg"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        path.symlink_to(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"f\.jpg: cannot read this picture: not a regular file") as error:
+        read(path)
+    assert error.value.code == DATA

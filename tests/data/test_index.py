@@ -352,3 +352,63 @@ def test_bccd_equals_its_coco_json(split):
         for table in (found, expected):
             table[:] = table[np.lexsort(table.round().T)]
         np.testing.assert_allclose(found, expected, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("count", [100_001, 50_000_000, 10**12])
+def test_senseless_numbers_of_classes_are_refused_at_once(root, count):
+    assert f"nc: {count} is more than 100,000 classes" in error_of(
+        spec_of, root, f"train: images\nnc: {count}"
+    )
+
+
+def test_many_names_are_compared_in_linear_time(root):
+    class Name(str):
+        compared = 0
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            Name.compared += 1
+            return str.__eq__(self, other)
+
+        def strip(self):
+            return self
+
+    names = [Name(f"n{number}") for number in range(2000)]
+    assert data.spec._read_names(root, {"names": names}) == tuple(names)
+    compared, Name.compared = Name.compared, 0
+    assert compared < 10 * len(names)  # of 4,000,000 pairs
+
+
+LONG = "x" * 5000
+KEY = "x" * 900  # YAML has no longer ones
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"train: images\nnames: [{LONG}, {LONG}]",
+        "train: images\nnames: [" + ", ".join(f"n{number // 2}" for number in range(9000)) + "]",
+        "train: images\nnames: {" + ", ".join(f"{2 * number}: a" for number in range(3000)) + "}",
+        f"train: images\nnames: {{{KEY}: a}}",
+        f"train: images\nnames: [a, [{LONG}]]",
+        f"train: images\nnames: [a]\nnc: {LONG}",
+        f"train: images\nnames: [a]\nvoc_offset: {LONG}",
+        f"train: images\nnames: [a]\nformat: {LONG}",
+        f"train: images\nnames: [a]\nimages: {{{KEY}: x}}",
+        f"train: [[{LONG}]]\nnames: [a]",
+        f"path: [{LONG}]\ntrain: images\nnames: [a]",
+    ],
+)
+def test_values_in_errors_are_cut(root, text):
+    message = error_of(spec_of, root, text)
+    assert len(message) < 500 + len(str(root)) and "..." in message
+
+
+def test_paths_and_categories_in_errors_are_cut(root):
+    spec = spec_of(root, f"train: {LONG}\nnames: [a]")
+    assert len(error_of(load_split, spec, "train")) < 3000
+    assert len(error_of(load_data_spec, LONG)) < 3000
+    categories = [{"id": number, "name": f"{number}{LONG}"} for number in range(200)]
+    (root / "a.json").write_text(json.dumps({"images": [], "categories": categories}), encoding="utf-8")
+    message = error_of(spec_of, root, f"train: a.json\nnames: [{LONG}]")
+    assert len(message) < 10_000 and message.endswith(" and 100 more")
