@@ -98,9 +98,10 @@ def _head(diagnosis: Diagnosis) -> str:
     spec, model = diagnosis.spec, diagnosis.config.model
     strides = " ".join(str(2**level) for level in model.levels)
     height, width = diagnosis.shape
+    left_out = f" (left out, as no box has it: {', '.join(spec.left_out)})" if spec.left_out else ""
     return (
         f"data set: {spec.yaml}\n"
-        f"format:   {spec.format}, {len(spec.names)} classes\n"
+        f"format:   {spec.format}, {len(spec.names)} classes{left_out}\n"
         f"input:    {height}x{width} px, strides {strides}, reg_max {model.reg_max}"
     )
 
