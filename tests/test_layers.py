@@ -93,7 +93,8 @@ def test_the_files_are_found():
 def test_imports_of_every_form_are_seen():
     text = (
         "import models.head as h\nfrom data.augment import plan\ndef f():\n"
-        "    from utils.errors import UserError\nimport json\nfrom . import render\nfrom .colour import colour_matrix"
+        "    from utils.errors import UserError\nimport json\nfrom . import render\n"
+        "from .colour import colour_matrix"
     )
     found = imported(ast.parse(text), "data.augment.x")
     here = {f"data.augment.{name}" for name in ("plan", "render", "colour")}
