@@ -30,7 +30,9 @@ def verdict(diagnosis: Diagnosis) -> str:
     summary = ", ".join(counts) or "no faults"
     yaml = diagnosis.spec.yaml
     if diagnosis.trainable:
-        return f"{summary}: ready to train\nnext: python train.py --data {yaml} --cfg n"
+        policy = diagnosis.config.data.label_errors  # a later training has to judge as this check did
+        flag = "" if policy == "stop" else f" --label-errors {policy}"
+        return f"{summary}: ready to train\nnext: python train.py --data {yaml} --cfg n{flag}"
     return f"{summary}: NOT ready to train\nnext: mend the errors, then run the same command again"
 
 

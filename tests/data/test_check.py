@@ -154,6 +154,13 @@ def test_label_errors_skip_and_clip(root):
     assert code == OK and codes(facts) == {("clipped", "train", 1)}
 
 
+def test_the_next_command_judges_labels_as_the_check_did(root, capsys):
+    assert call("--data", root, "--label-errors", "skip")[0] == OK
+    assert " --cfg n --label-errors skip\n" in capsys.readouterr().out
+    assert call("--data", root)[0] == OK
+    assert capsys.readouterr().out.endswith(" --cfg n\n")
+
+
 def test_counts_of_what_the_reader_mends(root):
     label(root, 0).unlink()
     add(root, 1, "0 0.5 0.5 0 0.1")
