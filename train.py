@@ -1,5 +1,6 @@
 """Train a detector: ``python train.py --data data.yaml --cfg n``; without arguments, the demo."""
 
+import copy
 import math
 import shlex
 import sys
@@ -13,7 +14,6 @@ from tqdm import tqdm
 
 from data.augment.show_plan import show_plan
 from data.dataset import Batch, unpad
-from data.doctor.bins import audit_bins, format_audit
 from data.letterbox import rounding_note
 from data.loader import Loader
 from data.run_data import Data, load_data
@@ -194,7 +194,8 @@ def num_updates(cfg: Config, data: Data) -> int:
 
 def validate(state: TrainState, data: Data, cfg: Config, device: torch.device) -> dict:
     """COCO metrics of the average's weights as columns of results.csv; remembers the best AP."""
-    metrics = evaluate(state.ema.model, data.val, data.truth, cfg=cfg.val, device=device).metrics
+    model = copy.deepcopy(state.ema.model).fuse()  # as val.py and detect.py use it
+    metrics = evaluate(model, data.val, data.truth, cfg=cfg.val, device=device).metrics
     if state.best["epoch"] < 0 or metrics.values["AP"] > state.best["AP"]:
         state.best = {"AP": metrics.values["AP"], "epoch": state.epoch}
     row = {f"metrics/{key}": metrics.values[key] for key in ("AP", "AP50", "AP75")}
@@ -233,8 +234,6 @@ def describe(settings: Resolved, model: Detector, data: Data, folder: Path, *, d
         print(note)
     flops, dtype = count_flops(model, shape) / 1e9, autocast_dtype(cfg.train.amp, device) or torch.float32
     print(f"model: {count_parameters(model):,} parameters, {flops:.2f} GFLOPs at {shape[0]}x{shape[1]}")
-    audit = audit_bins(data.index, cfg.data.imgsz, levels=cfg.model.levels, reg_max=cfg.model.reg_max)
-    print(format_audit(audit))
     steps = num_updates(cfg, data)
     precision = str(dtype).removeprefix("torch.")
     print(f"run: {cfg.train.epochs} epochs, {steps} optimiser steps, {precision} on {device}")

@@ -68,11 +68,11 @@ def main() -> int:
     result, met = {"num_labels": args.labels, "num_pictures": args.pictures}, True
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LTRB_CACHE"] = str(Path(folder, "cache"))
-        many = load_data_spec(write_labels(Path(folder, "many"), args.labels))
-        large = load_data_spec(generate(Path(folder, "large"), SMALL, args.pictures))
+        many = write_labels(Path(folder, "many"), args.labels)
+        large = generate(Path(folder, "large"), SMALL, args.pictures)
         found = {
-            "labels": time_twice(lambda: load_split(many, "train")),
-            "doctor": time_twice(lambda: check(large)),
+            "labels": time_twice(lambda: load_split(load_data_spec(many), "train")),
+            "doctor": time_twice(lambda: check(load_data_spec(large))),
         }
     for name, seconds in found.items():
         fine = all(value <= limit for value, limit in zip(seconds, LIMITS[name], strict=True))

@@ -9,7 +9,10 @@ import os
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -65,19 +68,23 @@ def save_arrays(kind: str, key: str, arrays: dict[str, np.ndarray]) -> None:
     path = _path_of(kind, key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-            try:
-                np.savez(part, **arrays)
-                part.close()
-                os.replace(part.name, path)
-            except OSError:
-                os.unlink(part.name)
-                raise
+        with replacing(path) as part:
+            np.savez(part, **arrays)
     except OSError as error:
         print(
             f"cache not written: {path}: {error.strerror or error} (LTRB_CACHE chooses the folder)",
             file=sys.stderr,
         )
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``path`` when complete; else nothing is left of it."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        part = Path(folder, path.name)
+        with open(part, "wb") as file:
+            yield file
+        os.replace(part, path)
 
 
 def _path_of(kind: str, key: str) -> Path:

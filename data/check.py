@@ -9,6 +9,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from data.doctor.bins import format_audit
 from data.doctor.diagnosis import NEEDED, Diagnosis, diagnose, missing_splits
 from data.doctor.findings import Finding, show_finding, sort_findings
 from data.doctor.report import format_diagnosis, to_plain, verdict
@@ -74,6 +75,8 @@ def check_before_training(spec: DataSpec, config: Config) -> None:
     diagnosis = diagnose(spec, config, splits=NEEDED)
     for split, report in diagnosis.reports.items():
         print(f"{split}: {format_report(report)}")
+    if diagnosis.bins:
+        print(format_audit(diagnosis.bins))
     errors = [finding for finding in diagnosis.findings if finding.severity == "error"]
     more = f"python -m data.check --data {spec.yaml} shows all"
     if errors:

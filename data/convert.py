@@ -23,7 +23,9 @@ from data.formats.problems import Policy
 from data.formats.readers import picture_ids_of
 from data.formats.sources import SPLITS, DataSpec
 from data.index import load_split
+from data.prepare import prepare_data
 from data.spec import load_data_spec
+from utils.arguments import add_data_flags
 from utils.errors import DATA, USAGE, UserError, run_main
 
 NEVER_KEPT = {  # of the source's format
@@ -244,10 +246,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--voc-offset", type=int, choices=(0, 1), default=0, help="1: XML that counts pixels from 1"
     )
-    errors = "what becomes of faulty labels of the source, default %(default)s"
-    parser.add_argument("--label-errors", choices=("stop", "skip", "clip"), default="stop", help=errors)
+    add_data_flags(parser)
     args = vars(parser.parse_args(argv))
+    prepare_data(args["data"], download=args.pop("download"))
     spec = load_data_spec(args.pop("data"))
+    args["label_errors"] = args["label_errors"] or "stop"
     done = convert(spec, args.pop("to"), args.pop("out"), **args)
     for split, report in done.reports.items():
         print(f"{split}: {format_report(report)}; {done.num_written[split]} boxes written")

@@ -17,13 +17,8 @@ from data.formats.problems import Policy, Problem, check_problems
 from data.formats.readers import list_sources, read_files
 from data.formats.sources import DataSpec
 
-EXTRA_FIELDS = (
-    "stats",
-    "pictures",
-    "label_files",
-    "report",
-    "problems",
-)  # of a cache entry, beside the index's
+# of a cache entry, beside the index's
+EXTRA_FIELDS = ("stats", "pictures", "label_files", "report", "problems")
 VERSION = 1  # of what the label cache holds; goes up whenever reading labels gives something else
 
 

@@ -33,11 +33,12 @@ def load_data(cfg: Config, device: torch.device, *, download: bool) -> Data:
     options = {"single_cls": cfg.data.single_cls}
     if first_rank:
         prepare_data(cfg.data.path, download=download)
-        spec = load_data_spec(cfg.data.path, **options)
+    distributed.barrier()
+    spec = load_data_spec(cfg.data.path, **options)
+    if first_rank:
         print(format_classes(spec))
         check_before_training(spec, cfg)
     distributed.barrier()
-    spec = load_data_spec(cfg.data.path, **options)
     errors = cfg.data.label_errors
     indexes = [load_split(spec, split, **options, label_errors=errors)[0] for split in splits]
     shape = input_shape(cfg.data.imgsz, 2 ** max(cfg.model.levels))

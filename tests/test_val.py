@@ -39,11 +39,14 @@ def overlaps(rows: list[dict], others: list[dict]) -> Tensor:
 
 @pytest.fixture(scope="module")
 def lively(trained, tmp_path_factory) -> Path:
-    """Weights whose boxes depend on the picture: after four epochs they hardly do, so these are amplified."""
+    """Weights whose boxes depend on the picture: after four epochs they hardly do, so these are amplified.
+
+    By 20; by 30 what the padding at the border changes is amplified to more than a pixel, too.
+    """
     content = load_checkpoint(trained / "weights" / "best.pt")
     for name, tensor in content["ema"].items():
         if name.startswith(("head.cls_outputs", "head.box_outputs")) and name.endswith("weight"):
-            tensor *= 30
+            tensor *= 20
     path = tmp_path_factory.mktemp("lively") / "lively.pt"
     save_checkpoint(path, content)
     return path
@@ -55,10 +58,8 @@ def test_agrees_with_the_last_validation_of_the_training(command, trained, shape
     with open(trained / "results.csv", newline="") as file:
         row = list(csv.DictReader(file))[-1]
     metrics = read_metrics("runs/val/exp")
-    for key in ("AP", "AP50", "AP75"):
+    for key in ("AP", "AP50", "AP75", "precision", "recall"):
         assert metrics[key] == pytest.approx(float(row[f"metrics/{key}"]), abs=1e-4), key
-    for key in ("precision", "recall"):  # read off at one confidence, where a single detection is a step
-        assert metrics[key] == pytest.approx(float(row[f"metrics/{key}"]), abs=1e-3), key
 
 
 def test_evaluators_agree_to_the_last_bit_and_predictions_give_the_same_metrics(command, trained, shapes):
@@ -99,7 +100,7 @@ def test_rect_finds_the_same_boxes(command, lively, shapes):
     assert first != second and first.keys() == second.keys() and len(first) == 6
     for picture, rows in first.items():
         found_again = overlaps(rows[:5], second[picture][:5]).amax(1)
-        assert found_again[0] > 0.9 and found_again.min() > 0.6, picture
+        assert found_again[0] > 0.95 and found_again.min() > 0.6, picture
 
 
 def test_other_classes_are_refused_with_both_lists(command, trained, shapes, tmp_path):

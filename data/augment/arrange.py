@@ -12,17 +12,8 @@ import numpy as np
 Rect = tuple[int, int, int, int]  # x1, y1, x2, y2, whole pixels
 
 FOUR = ((0, 0), (1, 0), (0, 1), (1, 1))  # cells (column, row) in the order of the sources
-NINE = (
-    (1, 1),
-    (0, 0),
-    (1, 0),
-    (2, 0),
-    (0, 1),
-    (2, 1),
-    (0, 2),
-    (1, 2),
-    (2, 2),
-)  # the own picture in the middle
+# the own picture in the middle
+NINE = ((1, 1), (0, 0), (1, 0), (2, 0), (0, 1), (2, 1), (0, 2), (1, 2), (2, 2))
 NINE_GAIN = 2 / 3  # three pictures a row as wide as two of four: the same share of the mosaic is in view
 
 

@@ -74,7 +74,7 @@ def polygon_areas(polygons: np.ndarray) -> np.ndarray:
     """(N,) px^2 of (N, V, 3) source polygons, 0 for those of NaN."""
     x, y = polygons[..., 0], polygons[..., 1]
     doubled = (x * np.roll(y, -1, 1) - y * np.roll(x, -1, 1)).sum(1)
-    return np.nan_to_num(np.abs(doubled) / 2)
+    return np.where(np.isnan(doubled), 0, np.abs(doubled) / 2)  # nothing in view has no area
 
 
 def jacobians(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -75,7 +75,8 @@ def tile_outline(tile: Tile, size: tuple[int, int]) -> np.ndarray:
 def _cut_straight(boxes: np.ndarray, tile: Tile, _) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes in the output, cut to the tile; the areas left and the whole ones, output px^2."""
     moved = transform_boxes(boxes, tile.matrix)
-    cut = moved.clip(tile.place[:2] * 2, tile.place[2:] * 2)
+    place = tile.place
+    cut = moved.clip(place[:2] * 2, place[2:] * 2)
     return cut, np.prod(cut[:, 2:] - cut[:, :2], 1), np.prod(moved[:, 2:] - moved[:, :2], 1)
 
 
@@ -85,7 +86,7 @@ def _cut_warped(
     """Bounds in the output of what is in view; the areas in view and the whole ones, source px^2."""
     x1, y1, x2, y2 = tile.crop
     polygons = visible_polygons(boxes.clip((x1, y1, x1, y1), (x2, y2, x2, y2)), tile.matrix, size)
-    corners = np.nan_to_num(project(polygons, tile.matrix)).clip(0, size[::-1])
+    corners = project(polygons, tile.matrix).clip(0, size[::-1])  # NaN where nothing is in view: not kept
     bounds = np.concatenate((corners.min(1), corners.max(1)), 1)
     return bounds, polygon_areas(polygons), np.prod(boxes[:, 2:] - boxes[:, :2], 1)
 

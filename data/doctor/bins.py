@@ -69,10 +69,8 @@ def audit_bins(
 
 def letterboxed_boxes(index: Index, shape: tuple[int, int]) -> np.ndarray:
     """(T, 4) float64: the boxes that are not to be ignored, in an input of ``shape``."""
-    packed = np.maximum(index.sizes, 1).astype(np.int64) @ (
-        1 << 32,
-        1,
-    )  # a picture that is unreadable has no size
+    # unreadable pictures have no size; one number a picture, as np.unique is slow on rows
+    packed = np.maximum(index.sizes, 1).astype(np.int64) @ (1 << 32, 1)
     sizes, which = np.unique(packed, return_inverse=True)
     plans = [plan_letterbox(divmod(size, 1 << 32), shape) for size in sizes.tolist()]
     scales = np.array([plan.scale * 2 for plan in plans]).reshape(-1, 4)

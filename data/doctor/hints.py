@@ -65,7 +65,7 @@ def written_as_corners(values: np.ndarray, num_outside: int) -> bool:
         return True
     with np.errstate(invalid="ignore", divide="ignore"):
         ties = [np.corrcoef(low[:, axis], high[:, axis])[0, 1] for axis in (0, 1)]
-    return bool(np.min(np.nan_to_num(ties)) >= TIED)
+    return bool(np.min(ties) >= TIED)  # NaN, of sides that are all alike, is no tie
 
 
 def _hint_corners(values: np.ndarray, split: str, num_outside: int | None = None) -> list[Finding]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from data.cache import cache_folder
+from data.cache import cache_folder, replacing
 from data.fetching.archives import Refused, split_name
 from data.fetching.fetch import Fetched, fetch_file
 from data.fetching.unpack import unpack
@@ -205,9 +205,7 @@ def _keep_record(entry: Download, fetched: Fetched, files: list[str]) -> None:
     record = {**_load_record(), entry.url: {**fetched._asdict(), "files": sample}}
     path = _record_path()
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix="downloads-") as folder:
-            part = Path(folder) / path.name
-            part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            os.replace(part, path)
+        with replacing(path) as file:
+            file.write((json.dumps(record, indent=1) + "\n").encode())
     except OSError as error:
         print(f"not remembered: {path}: {error.strerror} (LTRB_CACHE chooses the folder)", file=sys.stderr)

@@ -17,11 +17,11 @@ import numpy as np
 
 from data.formats.labels import RawLabels
 from data.formats.problems import Problem
+from utils.config import show_value
 from utils.errors import DATA, UserError
 
 LISTS = ("images", "annotations", "categories")
 ROBOFLOW = "_annotations.coco.json"  # the name of its JSON, which lies among the pictures
-SHOWN_CHARACTERS = 60
 MAX_ID = 2**53  # evaluators hold ids as float64
 
 
@@ -90,7 +90,7 @@ def read_categories(paths: Sequence[Path]) -> tuple[dict[int, str], list[str]]:
         for category in file.categories:
             number, name = _whole(category.get("id")), category.get("name")
             if number is None or not isinstance(name, str) or not name.strip():
-                shown = _show({"id": category.get("id"), "name": name})
+                shown = show_value({"id": category.get("id"), "name": name})
                 raise UserError(f"{path}: category {shown}: needs a whole number as id and a name", DATA)
             if found.setdefault(number, name.strip()) != name.strip():
                 text = f"category id {number} is {name.strip()!r} here, but {found[number]!r} before"
@@ -186,42 +186,38 @@ def _image_fault(image: dict, *, known_path: bool, known_id: bool) -> str:
     """What is wrong with an entry of ``images``, or ''."""
     name, key = image.get("file_name"), image.get("id")
     if not isinstance(name, str) or not name or "\0" in name:
-        return f"file_name is {_show(name)}, not the name of a file"
+        return f"file_name is {show_value(name)}, not the name of a file"
     if _whole(key) is None:
-        return f"id of {_show(name)} is {_show(key)}, not a whole number from 0 to 2^53"
+        return f"id of {show_value(name)} is {show_value(key)}, not a whole number from 0 to 2^53"
     if known_id:
-        return f"id {_show(key)} of {_show(name)} stands for another picture too; every picture needs its own"
-    return f"{_show(name)} is listed twice" if known_path else ""
+        shown = f"id {show_value(key)} of {show_value(name)}"
+        return f"{shown} stands for another picture too; every picture needs its own"
+    return f"{show_value(name)} is listed twice" if known_path else ""
 
 
 def _annotation_fault(annotation: dict, place_of: dict, known: set) -> tuple[str, str]:
     """What is wrong with an annotation, and the kind of it; '' where nothing is."""
     image, category, bbox = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
     if _whole(image) is None:
-        return f"image_id is {_show(image)}, not a whole number", "id"
+        return f"image_id is {show_value(image)}, not a whole number", "id"
     if _whole(image) not in place_of:
-        return f"image_id is {_show(image)}; no picture has this id", "no picture"
+        return f"image_id is {show_value(image)}; no picture has this id", "no picture"
     if _whole(category) is None or _whole(category) not in known:
-        ids = _show(sorted(number for number in known if number is not None))
-        return f"category_id is {_show(category)}; the categories have the ids {ids}", "class"
+        ids = show_value(sorted(number for number in known if number is not None))
+        return f"category_id is {show_value(category)}; the categories have the ids {ids}", "class"
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
-        return f"bbox is {_show(bbox)}, not four numbers x, y, width, height in px", "bbox"
+        return f"bbox is {show_value(bbox)}, not four numbers x, y, width, height in px", "bbox"
     if not all(map(math.isfinite, bbox)):
-        return f"bbox is {_show(bbox)}, not four finite numbers", "not finite"
+        return f"bbox is {show_value(bbox)}, not four finite numbers", "not finite"
     if bbox[2] < 0 or bbox[3] < 0:
         return (
-            f"bbox is {_show(bbox)}: width or height is negative (COCO has x, y, width, height)",
+            f"bbox is {show_value(bbox)}: width or height is negative (COCO has x, y, width, height)",
             "negative",
         )
     area, crowd = annotation.get("area"), annotation.get("iscrowd", 0)
     if area is not None and not (_is_number(area) and area >= 0):
-        return f"area is {_show(area)}, not a number of px^2", "area"
-    return ("", "") if crowd in (0, 1, None) else (f"iscrowd is {_show(crowd)}, not 0 or 1", "iscrowd")
-
-
-def _show(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
+        return f"area is {show_value(area)}, not a number of px^2", "area"
+    return ("", "") if crowd in (0, 1, None) else (f"iscrowd is {show_value(crowd)}, not 0 or 1", "iscrowd")
 
 
 def _find_lines(text: str, key: str) -> list[int]:
