@@ -32,6 +32,8 @@ def main() -> int:
     folder = make_run_folder(args.project, args.name, exist_ok=args.exist_ok)
     if note := rounding_note(detector.config.data.imgsz, detector.stride):
         print(note)
+    if args.show_sigma and not detector.config.model.reg_max:
+        print("--show-sigma shows nothing: these weights have plain sides, without a distribution")
     results, unreadable = ResultFolder(folder, detector.names, args), 0
     for path in pictures:
         try:

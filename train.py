@@ -13,25 +13,31 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data.augment.show_plan import show_plan
-from data.dataset import Batch, unpad
+from data.dataset import unpad
 from data.letterbox import rounding_note
 from data.loader import Loader
 from data.run_data import Data, load_data
 from inference import load_detector
 from models.detector import Detector, build_detector, count_flops, count_parameters
 from utils.arguments import train_parser
-from utils.assigners.task_aligned import build_assigner
-from utils.config import Config, Resolved, config_to_plain, dump_config, format_config
+from utils.assigners.build import build_assigner
+from utils.assigners.statistics import COLUMNS as ASSIGNMENT_COLUMNS
+from utils.assigners.statistics import AssignmentStatistics
+from utils.config import Config, Resolved, config_to_plain
 from utils.config_files import config_from_plain
+from utils.config_text import dump_config, format_config
 from utils.errors import run_main
+from utils.losses.anatomy import LossAnatomy
 from utils.losses.compute import compute_loss
-from utils.plots.curves import plot_labels, plot_results
+from utils.plots.curves import plot_labels, plot_run
 from utils.plots.grid import save_grid
 from utils.settings import resolve_training
+from utils.structures import Predictions
 from utils.training import distributed
 from utils.training.checkpoint import find_latest, load_checkpoint, save_checkpoint
 from utils.training.device import autocast_dtype, on_device, select_device
 from utils.training.logger import (
+    CsvLog,
     DelayedValues,
     ResultsLog,
     epoch_line,
@@ -117,12 +123,22 @@ def train(settings: Resolved, data: Data, state: TrainState, folder: Path, *, de
     if first_rank:
         describe(settings, state.model, data, folder, device=device, plots=not args.noplots)
     model = distributed.wrap(state.model, device, sync_bn=cfg.train.sync_bn)
-    log = ResultsLog(folder, epochs_done=state.epoch) if first_rank else None
+    anatomy = LossAnatomy(cfg.train.anatomy_every if first_rank else 0, state.model.strides)
+    if first_rank:
+        log = ResultsLog(folder, epochs_done=state.epoch)
+        inside = CsvLog(folder / "anatomy.csv", anatomy.columns, epochs_done=state.epoch)
+        assigned = CsvLog(folder / "assignment.csv", ASSIGNMENT_COLUMNS, epochs_done=state.epoch)
     done = state.epoch >= cfg.train.epochs
     while not done:
-        row = train_epoch(model, state, data.train, cfg, device=device)
+        statistics = AssignmentStatistics(device)
+        row = train_epoch(
+            model, state, data.train, cfg, device=device, statistics=statistics, anatomy=anatomy
+        )
         done = state.epoch >= cfg.train.epochs
+        assignment = {"epoch": state.epoch} | statistics.row()
         if first_rank:
+            inside.write(anatomy.rows(state.epoch))
+            assigned.write([assignment])
             if done or state.epoch % cfg.train.val_every == 0:
                 row |= validate(state, data, cfg, device)
                 done = done or gone_stale(state, cfg.train.patience)
@@ -137,14 +153,16 @@ def train(settings: Resolved, data: Data, state: TrainState, folder: Path, *, de
         finish(folder, data, cfg, device, plots=not args.noplots)
 
 
-def train_epoch(model: nn.Module, state: TrainState, loader: Loader, cfg: Config, *, device) -> dict:
+def train_epoch(
+    model, state: TrainState, loader: Loader, cfg: Config, *, device, statistics, anatomy: LossAnatomy
+) -> dict:
     """One pass over the training pictures; returns the epoch's row of results.csv."""
     model.train()
     for frozen in frozen_norms(model):
         frozen.eval()
     close = state.epoch >= cfg.train.epochs * (1 - cfg.augment.close_mosaic)
     loader.set_epoch(state.epoch, mosaic=not close)
-    assign, group = build_assigner(cfg.assigner), cfg.train.accumulation
+    assign, group = build_assigner(cfg), cfg.train.accumulation
     num_batches = len(loader) * cfg.train.epochs
     warmup = warmup_steps(cfg.train, num_batches, len(loader))
     sums, norm = torch.zeros(3, device=device), torch.zeros((), device=device)
@@ -158,7 +176,13 @@ def train_epoch(model: nn.Module, state: TrainState, loader: Loader, cfg: Config
         size = min(group, len(loader) - number // group * group)  # of this group of accumulated batches
         last_of_group = number % group == size - 1
         with distributed.keep_gradients(model, not last_of_group):
-            terms = accumulate_gradients(model, state, batch, assign, cfg, share=1 / size)
+            with anatomy.watch(state.model.head, state.step) as features:
+                pred = forward(model, batch.images, cfg)
+            loss = compute_loss(pred, batch.truth, assign, cfg.loss)
+            statistics.add(loss.match, batch.truth, pred, reach=cfg.model.reach)
+            anatomy.add(state.step, loss, pred, features, scaler=state.scaler)
+            state.scaler.scale(loss.total / size).backward()
+        terms = torch.stack([term.detach() for term in loss.terms.values()])
         state.step += 1
         if last_of_group:
             norm = state.update(lr=lr, clip_norm=cfg.train.clip_norm)
@@ -171,20 +195,14 @@ def train_epoch(model: nn.Module, state: TrainState, loader: Loader, cfg: Config
     state.epoch += 1
     means = distributed.global_sum(sums) / distributed.world_size() / len(loader)
     means = torch.cat((means, torch.stack(norms).mean().view(1)))
-    return epoch_row(state.epoch, means, lr=lr, seconds=asked - begun, waited=waited)
+    return epoch_row(state.epoch, means, step=state.step, lr=lr, seconds=asked - begun, waited=waited)
 
 
-def accumulate_gradients(
-    model, state: TrainState, batch: Batch, assign, cfg: Config, *, share: float
-) -> Tensor:
-    """Add ``share`` of the gradient of a batch on the device; returns its three terms, (3,), unread."""
-    device = batch.images.device
-    dtype = autocast_dtype(cfg.train.amp, device)
-    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        pred = model(batch.images)
-    loss, terms = compute_loss(pred, batch.truth, assign, cfg.loss)
-    state.scaler.scale(loss * share).backward()
-    return torch.stack([term.detach() for term in terms.values()])
+def forward(model: nn.Module, images: Tensor, cfg: Config) -> Predictions:
+    """The raw predictions of a batch on the device, in the precision of ``train.amp``."""
+    dtype = autocast_dtype(cfg.train.amp, images.device)
+    with torch.autocast(images.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        return model(images)
 
 
 def num_updates(cfg: Config, data: Data) -> int:
@@ -258,7 +276,7 @@ def finish(folder: Path, data: Data, cfg: Config, device: torch.device, *, plots
     print(f"\n{best}:\n{format_metrics(result.metrics, len(data.val.dataset.index.sizes))}")
     write_metrics(folder, result)
     if plots:
-        plot_results(folder / "results.csv", folder / "results.png")
+        plot_run(folder)
         save_val_pictures(folder, detector.model, data.val, data.spec.names, cfg=cfg.val)
     print(
         f"\nresults: {folder}\n"

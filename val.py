@@ -4,7 +4,9 @@
 """
 
 import json
+import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +16,8 @@ from tqdm import tqdm
 
 from data.dataset import unpad
 from data.formats.labels import format_report
-from data.formats.sources import format_classes
-from data.index import load_split, path_of
+from data.formats.sources import DataSpec, format_classes
+from data.index import Index, fingerprint, load_split, path_of
 from data.letterbox import restore, rounding_note
 from data.loader import Loader, make_val_loader
 from data.prepare import prepare_data
@@ -24,7 +26,7 @@ from data.spec import load_data_spec
 from inference import load_detector
 from models.detector import Detector
 from utils.arguments import val_parser
-from utils.config import ValConfig
+from utils.config import Config, ValConfig, config_to_plain
 from utils.errors import UserError, run_main
 from utils.metrics.coco import KEYS, RECALLS, Metrics, evaluate_detections, pack_detections
 from utils.plots.curves import plot_pr_curves
@@ -103,13 +105,30 @@ def format_metrics(metrics: Metrics, num_pictures: int) -> str:
     return "\n".join(lines)
 
 
-def write_metrics(folder: Path, evaluation: Evaluation) -> None:
-    """metrics.json: COCO's twelve figures, precision and recall, each class, the time of each stage."""
+def describe_measurement(index: Index, spec: DataSpec, config: Config, *, weights: Path | str) -> dict:
+    """What is measured, and how: "data" (boxes without ignored ones) and "protocol" of metrics.json."""
+    cfg = config.val
+    data = {
+        "path": str(spec.yaml),
+        "fingerprint": fingerprint(index, spec.names),
+        "num_pictures": len(index.sizes),
+        "num_boxes": int((~index.ignore).sum()),
+    }
+    protocol = {"weights": str(weights), "imgsz": config_to_plain(config)["data"]["imgsz"]}
+    protocol |= {"rect": config.data.rect, "conf": cfg.conf, "iou": cfg.iou, "max_det": cfg.max_det}
+    return {"data": data, "protocol": protocol | {"evaluator": cfg.evaluator}}
+
+
+def write_metrics(folder: Path, evaluation: Evaluation, measurement: Mapping = {}) -> None:
+    """metrics.json: COCO's twelve figures, precision and recall, each class, the time of each stage.
+
+    ``measurement`` is ``describe_measurement``'s.
+    """
     metrics = evaluation.metrics
     content = {key: metrics.values[key] for key in KEYS}
     content |= {"precision": metrics.precision, "recall": metrics.recall, "confidence": metrics.confidence}
     content |= {"per_class": metrics.per_class, "seconds": evaluation.seconds}
-    (folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_json(folder / "metrics.json", {**content, **measurement}, indent=2)
 
 
 def write_predictions(folder: Path, rows: np.ndarray) -> Path:
@@ -124,8 +143,15 @@ def write_predictions(folder: Path, rows: np.ndarray) -> Path:
         for row in rows
     ]
     path = folder / "predictions.json"
-    path.write_text(json.dumps(content))
+    write_json(path, content)
     return path
+
+
+def write_json(path: Path, content: dict | list, *, indent: int | None = None) -> None:
+    """Write a file whole or not at all: who finds it can read it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=indent) + "\n")
+    os.replace(temporary, path)
 
 
 def check_names(ours: tuple[str, ...], theirs: tuple[str, ...], *, weights: str, data: Path) -> None:
@@ -162,7 +188,7 @@ def main() -> None:
         f"{stage} {1000 * result.seconds[stage]:.1f}" for stage in ("load", "forward", "postprocess")
     )
     print(f"ms a picture: {stages}; evaluation {result.seconds['evaluation_total']:.2f} s")
-    write_metrics(folder, result)
+    write_metrics(folder, result, describe_measurement(index, spec, config, weights=args.weights))
     if args.save_json:
         print(f"predictions: {write_predictions(folder, result.rows)}")
     if not args.noplots:

@@ -21,7 +21,7 @@ from data.pictures import DecodedPictures
 from data.shapes import make_shapes
 from data.spec import load_data_spec
 from models.detector import build_detector
-from utils.assigners.task_aligned import build_assigner
+from utils.assigners.build import build_assigner
 from utils.config_files import load_config
 from utils.errors import OUR_FAULT
 from utils.losses.compute import compute_loss
@@ -55,9 +55,9 @@ def learn(batch: Batch, num_classes: int, steps: int) -> torch.nn.Module:
     cfg = load_config(cfg="demo", sets=(f"train.lr={LR}", "train.amp=off")).config
     model = build_detector(cfg.model, num_classes).to(memory_format=torch.channels_last)
     state = start_state(model, cfg.train, steps, torch.device("cpu"))
-    assign = build_assigner(cfg.assigner)
+    assign = build_assigner(cfg)
     for step in range(steps):
-        compute_loss(model(batch.images), batch.truth, assign, cfg.loss)[0].backward()
+        compute_loss(model(batch.images), batch.truth, assign, cfg.loss).total.backward()
         factor = lr_factor(step, steps, steps // 10, cfg.train)
         state.update(lr=cfg.train.lr * factor, clip_norm=cfg.train.clip_norm)
     return state.ema.model

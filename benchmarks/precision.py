@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 
 from data.run_data import load_data
-from train import accumulate_gradients, start
-from utils.assigners.task_aligned import build_assigner
+from train import forward, start
+from utils.assigners.build import build_assigner
 from utils.config import Config
 from utils.config_files import load_config
 from utils.errors import OUR_FAULT
+from utils.losses.compute import compute_loss
 from utils.training.device import on_device, select_device
 from utils.training.schedule import lr_factor, warmup_steps
 
@@ -31,7 +32,7 @@ def run(cfg: Config, device: torch.device) -> tuple[torch.Tensor, float]:
     data = load_data(cfg, device, download=False)
     state = start(cfg, data, device, weights="", content=None)
     state.model.train()
-    assign, losses, begun = build_assigner(cfg.assigner), [], 0.0
+    assign, losses, begun = build_assigner(cfg), [], 0.0
     num_batches = len(data.train) * cfg.train.epochs
     warmup = warmup_steps(cfg.train, num_batches, len(data.train))
     while len(losses) < STEPS:
@@ -40,11 +41,13 @@ def run(cfg: Config, device: torch.device) -> tuple[torch.Tensor, float]:
             if len(losses) == STEPS // 5:
                 begun = now(device)
             guard(device, "error")
-            terms = accumulate_gradients(state.model, state, batch, assign, cfg, share=1.0)
+            pred = forward(state.model, batch.images, cfg)
+            loss = compute_loss(pred, batch.truth, assign, cfg.loss).total
+            state.scaler.scale(loss).backward()
             lr = cfg.train.lr * lr_factor(len(losses), num_batches, warmup, cfg.train)
             state.update(lr=lr, clip_norm=cfg.train.clip_norm)
             guard(device, "default")
-            losses.append(terms.sum())
+            losses.append(loss.detach())
             if len(losses) == STEPS:
                 break
     speed = (STEPS - STEPS // 5) * cfg.train.batch_size / (now(device) - begun)

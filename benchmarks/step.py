@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from models.detector import build_detector
-from utils.assigners.task_aligned import build_assigner
+from utils.assigners.build import build_assigner
 from utils.config_files import load_config
 from utils.losses.compute import compute_loss
 from utils.structures import Targets
@@ -49,13 +49,15 @@ def random_targets(case: Case, seed: int) -> Targets:
     return Targets(torch.cat((centre - half, centre + half), -1), labels, valid, ~valid)
 
 
-def measure(case: Case, model_name: str, amp: str, device: torch.device, repeats: int) -> dict:
+def measure(
+    case: Case, model_name: str, amp: str, device: torch.device, *, repeats: int, loss: str = "gfl"
+) -> dict:
     """Median seconds of a step and of its assignment and loss."""
-    cfg = load_config(cfg=model_name).config
+    cfg = load_config(cfg=model_name, loss=loss).config
     model = build_detector(cfg.model, NUM_CLASSES).to(device, memory_format=torch.channels_last)
     state = start_state(model, cfg.train, 1000, device)
     dtype = autocast_dtype(amp, device)
-    assign = build_assigner(cfg.assigner)
+    assign = build_assigner(cfg)
     images = torch.randint(0, 256, (case.batch, 3, case.imgsz, case.imgsz), dtype=torch.uint8, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     steps, losses = [], []
@@ -64,14 +66,14 @@ def measure(case: Case, model_name: str, amp: str, device: torch.device, repeats
         start = now(device)
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             pred = model(images)
-        compute_loss(pred, truth, assign, cfg.loss)[0].backward()
+        compute_loss(pred, truth, assign, cfg.loss).total.backward()
         state.update(lr=1e-4, clip_norm=10.0)
         steps.append(now(device) - start)
 
         logits = (pred.cls_logits.detach().requires_grad_(), pred.ltrb_logits.detach().requires_grad_())
         leaf = pred._replace(cls_logits=logits[0], ltrb_logits=logits[1])
         start = now(device)
-        compute_loss(leaf, truth, assign, cfg.loss)[0].backward()
+        compute_loss(leaf, truth, assign, cfg.loss).total.backward()
         losses.append(now(device) - start)
     return {"step": statistics.median(steps[2:]), "loss": statistics.median(losses[2:])}
 
@@ -95,7 +97,7 @@ def main() -> None:
     print(f"model {args.cfg}, {NUM_CLASSES} classes, amp {args.amp}, {device}, torch {torch.__version__}")
     print(f"{'imgsz':>6}{'batch':>6}{'boxes':>6}{'step ms':>10}{'loss ms':>10}{'share':>8}{'limit':>8}")
     for case in CASES:
-        found = measure(case, args.cfg, args.amp, device, args.repeats)
+        found = measure(case, args.cfg, args.amp, device, repeats=args.repeats)
         share = found["loss"] / found["step"]
         rows.append({**case._asdict(), **found, "share": share, "met": share <= case.limit})
         times = f"{1000 * found['step']:>10.1f}{1000 * found['loss']:>10.1f}"

@@ -4,8 +4,10 @@ Packed, because loader workers share these arrays without copying: a Python obje
 one reference count at a time, into every worker.
 """
 
+import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +49,26 @@ class Found(NamedTuple):
 def path_of(index: Index, i: int) -> Path:
     """Path of picture ``i``."""
     return Path(os.fsdecode(index.paths[i]))
+
+
+def fingerprint(index: Index, classes: Sequence[str]) -> str:
+    """SHA-256 of all that decides a measurement but the pixels: pictures by name and size, boxes, classes.
+
+    The same wherever the data set lies; the name of a picture is its file's.
+    """
+    names = [os.path.basename(path) for path in index.paths.tolist()]
+    digest = hashlib.sha256(json.dumps([len(names), *classes]).encode() + b"\0".join(names))
+    kinds = {
+        "sizes": "<i8",
+        "offsets": "<i8",
+        "boxes": "<f8",
+        "labels": "<i8",
+        "ignore": "u1",
+        "areas": "<f8",
+    }
+    for field, kind in kinds.items():
+        digest.update(getattr(index, field).astype(kind).tobytes())
+    return digest.hexdigest()
 
 
 def load_split(

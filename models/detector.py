@@ -23,9 +23,7 @@ class Detector(nn.Module):
             depth=cfg.depth, width=cfg.width, max_channels=cfg.max_channels, levels=tuple(cfg.levels)
         )
         self.neck = PANNeck(self.backbone.channels, scale_depth(3, cfg.depth))
-        self.head = LTRBHead(
-            self.backbone.channels, num_classes, reg_max=cfg.reg_max, class_prior=cfg.class_prior
-        )
+        self.head = LTRBHead(self.backbone.channels, num_classes, cfg)
 
     def forward(self, images: Tensor) -> Predictions:
         """(B, 3, H, W) RGB, uint8 or float in [0, 1]; H and W multiples of the coarsest stride."""

@@ -15,7 +15,7 @@ from data.loader import make_train_loader
 from data.shapes import make_shapes
 from data.spec import load_data_spec
 from models.detector import build_detector
-from utils.assigners.task_aligned import build_assigner
+from utils.assigners.build import build_assigner
 from utils.config_files import load_config
 from utils.losses.compute import compute_loss
 from utils.training.reproducibility import seed_everything
@@ -40,15 +40,15 @@ def golden_losses(steps: int = STEPS) -> list[dict[str, float]]:
         loader = make_train_loader(load_split(spec, "train")[0], cfg, pin=False)
         model = build_detector(cfg.model, len(spec.names)).to(memory_format=torch.channels_last)
         state = start_state(model, cfg.train, steps, torch.device("cpu"))
-        assign = build_assigner(cfg.assigner)
+        assign = build_assigner(cfg)
         rows = []
         while len(rows) < steps:
             loader.set_epoch(len(rows) // len(loader), mosaic=True)
             for batch in loader:
-                loss, terms = compute_loss(model(batch.images), batch.truth, assign, cfg.loss)
-                loss.backward()
+                loss = compute_loss(model(batch.images), batch.truth, assign, cfg.loss)
+                loss.total.backward()
                 state.update(lr=5e-3, clip_norm=cfg.train.clip_norm)
-                rows.append({name: term.item() for name, term in terms.items()})
+                rows.append({name: term.item() for name, term in loss.terms.items()})
     return rows[:steps]
 
 

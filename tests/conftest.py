@@ -1,5 +1,6 @@
-"""What tests of the entry points share: a small generated data set, and a way to call a command."""
+"""What tests share: a small generated data set, a way to call a command, and a browser."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -69,3 +70,39 @@ def trained(shapes, tiny, tmp_path_factory) -> Path:
         patch.setattr(sys, "argv", list(map(str, arguments)))
         __import__("train").main()
     return project / "exp"
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A headless Chromium, driven by selenium, that resolves no name and reaches no host.
+
+    ``browser.get_log("browser")`` is its console and ``get_log("performance")`` its network events, each
+    since the last call. Skips where selenium, Chromium or its driver is missing.
+    """
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    program, driver = next(filter(None, map(shutil.which, names)), None), shutil.which("chromedriver")
+    if not program or not driver:
+        pytest.skip(f"no {'chromedriver' if program else 'Chromium'} on this machine: pages are not driven")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    profile = tmp_path_factory.mktemp("chromium")
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-dev-shm-usage",
+        "disable-background-networking",
+        "host-resolver-rules=MAP * ~NOTFOUND",
+        f"user-data-dir={profile}",
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(executable_path=driver)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SE_OFFLINE", "true")  # selenium looks for no driver of its own
+        session = webdriver.Chrome(options=options, service=service)
+    session.get("about:blank")
+    session.get_log("performance")  # what the page of a new tab loads from inside the browser
+    yield session
+    session.quit()

@@ -21,19 +21,21 @@ from utils.training.state import TrainState
 ROOT = Path(__file__).parents[1]
 
 
-def read_rows(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "results.csv", newline="") as file:
+def read_rows(folder: Path, name: str = "results.csv") -> list[dict[str, str]]:
+    with open(folder / name, newline="") as file:
         return list(csv.DictReader(file))
 
 
 def test_run_folder_holds_what_the_readme_promises(trained):
     names = "config.yaml results.csv results.png labels.jpg train_batch0.jpg val_batch0_labels.jpg"
+    names += " anatomy.csv anatomy.png assignment.csv assignment.png"
     for name in (*names.split(), "val_batch0_pred.jpg", "metrics.json", "weights/best.pt", "weights/last.pt"):
         assert (trained / name).stat().st_size > 0, name
     rows = read_rows(trained)
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
     wanted = "epoch train/quality train/box train/dfl metrics/AP metrics/AP50 metrics/AP75 metrics/precision"
-    assert {*wanted.split(), "metrics/recall", "lr", "seconds"} <= rows[0].keys()
+    assert {*wanted.split(), "metrics/recall", "lr", "seconds", "memory_gb"} <= rows[0].keys()
+    assert [int(row["step"]) for row in rows] == [2, 4, 6, 8]
     assert all(np.isfinite(float(value)) for row in rows for value in row.values())
     assert float(rows[-1]["train/quality"]) < float(rows[0]["train/quality"])
     config = config_from_plain(read_yaml(trained / "config.yaml"))
@@ -81,11 +83,44 @@ def test_resume_equals_the_uninterrupted_run(command, trained, tmp_path):
     for number, state in states[0].items():
         for key, value in state.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][number][key])), (number, key)
-    clocks = {"seconds", "data_seconds"}
+    measured = {"seconds", "data_seconds", "memory_gb"}
     first, second = (
-        [{k: v for k, v in row.items() if k not in clocks} for row in read_rows(f)] for f in (trained, folder)
+        [{k: v for k, v in row.items() if k not in measured} for row in read_rows(f)]
+        for f in (trained, folder)
     )
     assert first == second
+    for name in ("anatomy.csv", "assignment.csv"):
+        whole = (trained / name).read_text().splitlines()
+        later = [line for line in whole if line.startswith(("epoch", "3,", "4,"))]
+        assert (folder / name).read_text().splitlines() == later, name
+
+
+def test_what_happens_inside_is_recorded(command, shapes, tiny):
+    flags = ["--data", shapes, *tiny, "--epochs", 2, "--noplots", "--noval"]
+    assert command("train", *flags, "--set", "train.anatomy_every=3", "--name", "on").code == 0
+    assert command("train", *flags, "--set", "train.anatomy_every=0", "--name", "off").code == 0
+    on, off = Path("runs/train/on"), Path("runs/train/off")
+    rows = read_rows(on, "anatomy.csv")
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "0"), ("2", "3")]
+    assert all(float(row[f"gradient/{term}"]) > 0 for row in rows for term in ("quality", "box", "dfl"))
+    assert not (off / "anatomy.csv").exists()
+    weights = [torch.load(folder / "weights/last.pt", weights_only=True)["model"] for folder in (on, off)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assigned = read_rows(on, "assignment.csv")
+    assert [row["epoch"] for row in assigned] == ["1", "2"]
+    assert all(float(row["small/boxes"]) + float(row["medium/boxes"]) >= 16 for row in assigned)
+    assert all(float(row["unmatched"]) == 0 for row in assigned)
+
+
+@pytest.mark.parametrize("loss", ["ltrb_plain", "gfl_dgqp"])
+def test_other_heads_train_resume_and_detect(command, shapes, tiny, loss):
+    flags = ["--data", shapes, *tiny, "--loss", loss, "--noplots", "--noval"]
+    assert command("train", *flags, "--epochs", 1).code == 0
+    weights = Path("runs/train/exp/weights/last.pt")
+    found = command("detect", "--weights", weights, "--source", shapes.parent / "images/val", "--show-sigma")
+    assert found.code == 0
+    assert ("plain sides" in found.out) == (loss == "ltrb_plain")
+    assert command("val", "--weights", weights, "--noplots", "--workers", 0).code == 0
 
 
 def test_results_do_not_depend_on_workers(command, shapes, tiny):
@@ -185,8 +220,11 @@ def test_overfits_one_batch():
 
 
 @pytest.mark.slow
-def test_two_processes_train(shapes, tiny, tmp_path):
+def test_two_processes_train(shapes, tiny, trained, tmp_path):
     arguments = ["--data", str(shapes), *tiny, "--epochs", "2", "--noplots", "--project", str(tmp_path)]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "train.py")]
     subprocess.run([*launch, *arguments, "--device", "cpu"], check=True, timeout=300, cwd=ROOT)
     assert len(read_rows(tmp_path / "exp")) == 2
+    ours, alone = (read_rows(folder, "assignment.csv")[:2] for folder in (tmp_path / "exp", trained))
+    for size in ("small", "medium", "large"):  # the boxes of all ranks
+        assert [row[f"{size}/boxes"] for row in ours] == [row[f"{size}/boxes"] for row in alone]

@@ -6,11 +6,9 @@ are refused, and so is an unknown key.
 """
 
 import json
-import textwrap
 from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from utils.errors import USAGE, UserError
@@ -27,6 +25,7 @@ def _check_levels(levels: tuple[int, ...]) -> tuple[int, ...]:
     return levels
 
 
+DGQP_BINS = 4  # largest probabilities of a side that the quality branch reads (arXiv:2011.12885, section 3.2)
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -50,12 +49,24 @@ class ModelConfig(Section):
     width: Positive = Field(0.25, le=8, description="factor of the channel counts")
     max_channels: int = Field(1024, ge=64, description="most channels of a stage, before width")
     backbone: Literal["csp"] = Field("csp", description="name of the backbone")
-    reg_max: int = Field(15, ge=1, le=64, description="largest side a bin stands for, in strides")
+    reg_max: int = Field(
+        15, ge=0, le=64, description="largest side a bin stands for, in strides; 0 = one plain value a side"
+    )
     levels: Levels = Field(
         (3, 4, 5), description="log2 of the strides: a contiguous range within 2..6 that contains 3, 4, 5"
     )
-    quality_branch: Literal["none"] = Field("none", description="branch that predicts the quality apart")
+    quality_branch: Literal["none", "dgqp"] = Field(
+        "none", description="dgqp: the shape of the distributions adds to the class score (reg_max >= 3)"
+    )
     class_prior: float = Field(0.01, gt=0, lt=1, description="class score at the start of training")
+
+    @property
+    def reach(self) -> int:
+        """Strides from an anchor point to the farthest side it may answer for.
+
+        Nothing limits plain sides; they keep the candidates of the default bins, so that the two compare.
+        """
+        return self.reg_max or type(self).model_fields["reg_max"].default
 
 
 class LossConfig(Section):
@@ -63,9 +74,24 @@ class LossConfig(Section):
 
     quality: NonNegative = Field(1.0, description="weight of the class-quality term")
     box: NonNegative = Field(2.0, description="weight of the box (IoU) term")
-    dfl: NonNegative = Field(0.25, description="weight of the distribution term")
-    beta: Positive = Field(2.0, description="exponent of the focal factor |target - score|")
-    alpha: Share | None = Field(None, description="balance of positives and negatives; null = none")
+    dfl: NonNegative = Field(0.25, description="weight of the distribution term; without bins there is none")
+    quality_loss: Literal["qfl", "focal", "vfl", "mal", "bce"] = Field(
+        "qfl", description="loss of the class scores"
+    )
+    target: Literal["iou", "hard", "aligned"] = Field(
+        "iou", description="class target of a positive (its quality): its IoU, 1, or the task-aligned metric"
+    )
+    beta: Positive = Field(2.0, description="qfl: exponent of the focal factor |target - score|")
+    gamma: NonNegative = Field(2.0, description="focal, vfl, mal: exponent of the focal factor")
+    alpha: Share | None = Field(
+        None, description="qfl, focal: balance of targets 1 and 0; vfl: weight of the negatives; null = none"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="bce: share of the target that is one half")
+    aligned_alpha: NonNegative = Field(1.0, description="target aligned: exponent of the class score")
+    aligned_beta: NonNegative = Field(6.0, description="target aligned: exponent of the IoU")
+    box_loss: Literal["iou", "giou", "diou", "ciou", "eiou", "siou"] = Field(
+        "ciou", description="loss of the boxes"
+    )
     normaliser: Literal["quality", "positives"] = Field(
         "quality", description="divisor of all terms: summed quality, or number of positives"
     )
@@ -77,10 +103,17 @@ class LossConfig(Section):
 class AssignerConfig(Section):
     """Which anchor points answer for which truth."""
 
-    name: Literal["task_aligned"] = Field("task_aligned", description="rule that picks the positives")
-    top_k: Count = Field(13, description="most anchor points per truth")
-    alpha: NonNegative = Field(1.0, description="exponent of the class score in the metric")
-    beta: NonNegative = Field(6.0, description="exponent of the IoU in the metric")
+    name: Literal["task_aligned", "atss", "simota", "center"] = Field(
+        "task_aligned", description="rule that picks the positives"
+    )
+    top_k: Count = Field(
+        13,
+        description="task_aligned: most points per truth; atss: candidates per level; "
+        "simota: best IoUs, whose sum is the number of points",
+    )
+    alpha: NonNegative = Field(1.0, description="task_aligned: exponent of the class score in the metric")
+    beta: NonNegative = Field(6.0, description="task_aligned: exponent of the IoU in the metric")
+    iou_weight: NonNegative = Field(3.0, description="simota: weight of -log IoU in the cost")
 
 
 class DataConfig(Section):
@@ -154,6 +187,7 @@ class TrainConfig(Section):
     amp: Literal["auto", "off", "bf16", "fp16"] = Field("auto", description="mixed precision")
     sync_bn: bool = Field(False, description="batch normalisation over all GPUs")
     val_every: Count = Field(1, description="epochs between validations")
+    anatomy_every: CountOrZero = Field(50, description="steps between two looks into the loss; 0 = none")
     save_period: int = Field(-1, ge=-1, description="epochs between extra checkpoints; below 1 = none")
 
     @property
@@ -219,11 +253,19 @@ def build_config(entries: Mapping[str, Entry]) -> Config:
         section, name = key.split(".")
         tree[section][name] = entry.value
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         keys = dict.fromkeys(".".join(item["loc"][:2]) for item in found)  # once, not per branch of a union
         raise UserError("\n".join(_explain_value(key, entries[key]) for key in keys), USAGE) from error
+    if config.model.quality_branch == "dgqp" and config.model.reg_max < DGQP_BINS - 1:
+        where = entries["model.reg_max"].where
+        raise UserError(
+            f"model.quality_branch is dgqp, which reads the {DGQP_BINS} largest bins of a side, but "
+            f"model.reg_max is {config.model.reg_max} ({where}); set it to {DGQP_BINS - 1} or more, or the "
+            "branch to none"
+        )
+    return config
 
 
 def show_value(value: object) -> str:
@@ -254,34 +296,3 @@ def describe_allowed(schema: Mapping) -> str:
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = ", ".join(f"{sign} {schema[bound]}" for bound, sign in signs.items() if bound in schema)
     return f"{words.get(schema['type'], schema['type'])} {limits}".rstrip()
-
-
-def dump_config(resolved: Resolved) -> str:
-    """YAML of every value with its origin; ``config_from_plain(read_yaml(path))`` reads it back."""
-    text = []
-    for section, values in config_to_plain(resolved.config).items():
-        text.append(f"{section}:\n")
-        for name, value in values.items():
-            origin = resolved.origins[f"{section}.{name}"]
-            comment = "".join(letter if letter.isprintable() else "?" for letter in origin)
-            text.append(f"  {name}: {_inline(value)}  # {comment}\n")
-    return "".join(text)
-
-
-def _inline(value: object) -> str:
-    if isinstance(value, str):  # quoted and escaped, so that neither rule set can read another type
-        return yaml.safe_dump(value, default_style='"', width=2**20).strip()
-    return json.dumps(value)
-
-
-def format_config(resolved: Resolved) -> str:
-    """The configuration for the log: what was set, one line per origin, then the defaults."""
-    groups: dict[str, list[str]] = {origin: [] for origin in resolved.origins.values() if origin != "default"}
-    plain = config_to_plain(resolved.config)
-    for key, origin in resolved.origins.items():
-        section, name = key.split(".")
-        groups.setdefault(origin, []).append(f"{key}={json.dumps(plain[section][name])}")
-    return "\n".join(
-        textwrap.fill(f"{origin}: {', '.join(items)}", 110, subsequent_indent="  ", break_on_hyphens=False)
-        for origin, items in groups.items()
-    )

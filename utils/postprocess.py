@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from utils.geometry.ltrb import integral, ltrb_to_boxes, side_sigma
+from utils.geometry.ltrb import decode_sides, ltrb_to_boxes, side_sigma
 from utils.structures import Detections, Predictions
 
 MAX_CANDIDATES = 30_000  # best scores of a picture that go into NMS
@@ -50,9 +50,10 @@ def _keep_best(scores: Tensor, ltrb_logits: Tensor, pred: Predictions, limits: t
     score, order = scores.flatten()[place].sort(descending=True, stable=True)
     place, score = place[order[:MAX_CANDIDATES]], score[:MAX_CANDIDATES]
     point, label = place // num_classes, place % num_classes
-    boxes = ltrb_to_boxes(integral(ltrb_logits[point]), pred.points[point], pred.strides[point])
+    boxes = ltrb_to_boxes(decode_sides(ltrb_logits[point]), pred.points[point], pred.strides[point])
     keep = _suppress(boxes, score, label * (not agnostic), iou, max_det)
-    sigma = side_sigma(ltrb_logits[point[keep]]) * pred.strides[point[keep]]
+    bins, strides = ltrb_logits[point[keep]], pred.strides[point[keep]]
+    sigma = side_sigma(bins) * strides if bins.shape[-1] > 1 else None  # a plain side does not say
     return Detections(boxes[keep], score[keep], label[keep], sigma, (0, 0))
 
 

@@ -34,6 +34,7 @@ class Assignment(NamedTuple):
     truth: Tensor  # (B, A) int64 index into M
     labels: Tensor  # (B, A) int64
     boxes: Tensor  # (B, A, 4) xyxy, input pixels
+    fallback: Tensor  # (B, M) bool, truths to which no rule gave a point: they own the one they were left
 
 
 class Detections(NamedTuple):

@@ -38,7 +38,7 @@ class Diagnosis(NamedTuple):
     decoded: dict[str, int]  # pictures that were decoded, now or earlier
     classes: dict[str, np.ndarray]  # (C,) boxes of each class
     sides: dict[str, np.ndarray]  # boxes by shorter side, data.doctor.balance.SIDES
-    bins: BinAudit | None  # of the training boxes
+    bins: BinAudit | None  # of the training boxes; None for plain sides
     findings: list[Finding]  # errors first
 
     @property
@@ -138,7 +138,7 @@ def _check_report(report: LabelReport, split: str) -> list[Finding]:
 
 
 def _audit(founds: Mapping[str, Found], config: Config) -> BinAudit | None:
-    if "train" not in founds:
+    if "train" not in founds or not config.model.reg_max:  # plain sides have no bins
         return None
     index = founds["train"].index
     return audit_bins(index, config.data.imgsz, levels=config.model.levels, reg_max=config.model.reg_max)

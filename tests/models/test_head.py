@@ -1,21 +1,25 @@
 """The head: where its outputs go, what it says before training, and how large it is."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from models.head import LTRBHead
+from utils.config import ModelConfig
 from utils.geometry.anchor_points import make_anchor_points
-from utils.geometry.ltrb import integral
+from utils.geometry.ltrb import decode_sides
 
 CHANNELS = [16, 24, 32]
 SIZES = [(6, 10), (3, 5), (2, 3)]
 STRIDES = [8, 16, 32]
 
 
-def make_head(num_classes=3, *, reg_max=15, class_prior=0.01):
+def make_head(num_classes=3, *, reg_max=15, class_prior=0.01, quality_branch="none"):
     torch.manual_seed(0)
-    return LTRBHead(CHANNELS, num_classes, reg_max=reg_max, class_prior=class_prior).eval()
+    cfg = ModelConfig(reg_max=reg_max, class_prior=class_prior, quality_branch=quality_branch)
+    return LTRBHead(CHANNELS, num_classes, cfg).eval()
 
 
 def make_features(batch=2):
@@ -37,7 +41,7 @@ class Mark(nn.Module):
 
 
 @pytest.mark.parametrize("num_classes", [1, 3, 80])
-@pytest.mark.parametrize("reg_max", [1, 15])
+@pytest.mark.parametrize("reg_max", [0, 1, 15])
 def test_shapes(num_classes, reg_max):
     cls, sides = make_head(num_classes, reg_max=reg_max)(make_features())
     assert cls.shape == (2, 60 + 15 + 6, num_classes)
@@ -86,11 +90,11 @@ def test_scores_start_at_the_prior(prior, num_classes):
     assert (scores - prior).abs().max() < 0.5 * prior
 
 
-@pytest.mark.parametrize(("reg_max", "expected"), [(15, 2.725), (7, 2.068), (3, 1.135)])
+@pytest.mark.parametrize(("reg_max", "expected"), [(15, 2.725), (7, 2.068), (3, 1.135), (0, 2.7)])
 def test_sides_start_at_2_7_strides(reg_max, expected):
-    # The mean of exp(-0.3 i) over the bins 0..reg_max.
+    # The mean of exp(-0.3 i) over the bins 0..reg_max; without bins the value itself.
     _, sides = make_head(reg_max=reg_max)(make_features())
-    distances = integral(sides)
+    distances = decode_sides(sides)
     assert distances.mean().item() == pytest.approx(expected, abs=0.05)
     assert (distances - expected).abs().max() < 0.5
 
@@ -99,6 +103,50 @@ def test_initial_weights_of_the_outputs_are_small_and_not_zero():
     head = make_head(80)
     for layer in (*head.cls_outputs, *head.box_outputs):
         assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+def test_plain_sides_have_towers_as_wide_as_those_of_the_bins():
+    plain, bins = make_head(reg_max=0), make_head(reg_max=15)
+    for name, parameter in bins.named_parameters():
+        if not name.startswith("box_outputs"):
+            assert dict(plain.named_parameters())[name].shape == parameter.shape, name
+
+
+def test_the_quality_branch_starts_as_if_it_were_not_there():
+    features = make_features()
+    plain, branch = make_head(), make_head(quality_branch="dgqp")
+    branch.load_state_dict(plain.state_dict(), strict=False)
+    for one, other in zip(plain(features), branch(features), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_quality_branch_by_hand():
+    """Two bins of .75 and .25 are the top four (.75, .25, 0, 0), mean .25; flat bins are 1/16 each."""
+    branch = make_head(quality_branch="dgqp").quality_branch
+    assert (branch.hidden.in_features, branch.hidden.out_features) == (4 * 5, 64)
+    sharp = torch.full((16,), -100.0)
+    sharp[7], sharp[3] = math.log(0.75), math.log(0.25)
+    logits = torch.stack([torch.stack([sharp] * 4), torch.zeros(4, 16)]).unsqueeze(0)  # (1, 2, 4, 16)
+    seen = []
+    branch.hidden.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        branch.hidden.weight.fill_(1)
+        branch.hidden.bias.zero_()
+        branch.output.weight.fill_(1)
+    sums = branch(logits)
+    expected = torch.tensor([[0.75, 0.25, 0, 0, 0.25] * 4, [1 / 16] * 20]).unsqueeze(0)
+    torch.testing.assert_close(seen[0], expected)
+    torch.testing.assert_close(sums, 64 * expected.sum(-1, keepdim=True))
+
+
+def test_the_quality_branch_adds_one_logit_to_all_classes_and_does_not_see_where_the_bins_are():
+    head, features = make_head(quality_branch="dgqp"), make_features()
+    plain, sides = head(features)
+    nn.init.normal_(head.quality_branch.output.weight)
+    added = head(features)[0] - plain
+    torch.testing.assert_close(added, added[..., :1].expand_as(added))
+    assert added.abs().min() > 1e-3
+    torch.testing.assert_close(head.quality_branch(sides), head.quality_branch(sides.roll(3, -1)))
 
 
 def test_levels_do_not_share_weights():

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from utils.config import KEYS, SECTIONS, Config, config_to_plain, dump_config, format_config
+from utils.config import KEYS, SECTIONS, Config, ModelConfig, config_to_plain
 from utils.config_files import (
     FOLDERS,
     ROOT,
@@ -20,6 +20,7 @@ from utils.config_files import (
     read_yaml_lines,
     resolve_named,
 )
+from utils.config_text import dump_config, format_config
 from utils.errors import DATA, USAGE, UserError
 from utils.yolov5_names import ABSENT, RENAMED
 
@@ -323,7 +324,7 @@ def test_keys_outside_their_files_scope(write, option, key, home):
         ("train.lr", float("nan"), "a number > 0"),
         ("train.lr", float("inf"), "a number > 0"),
         ("train.lr", 10**400, "a number > 0"),
-        ("model.reg_max", 65, "an integer >= 1, <= 64"),
+        ("model.reg_max", 65, "an integer >= 0, <= 64"),
         ("model.class_prior", 0.0, "a number > 0, < 1"),
         ("model.levels", [3, 5], "contains 3, 4, 5"),
         ("model.levels", [4, 5, 6], "contains 3, 4, 5"),
@@ -355,6 +356,17 @@ def test_bad_values_in_files_name_the_line_and_all_are_listed(write):
         f'train.lr is "fast" ({path}:3)',
         f"val.iou is 2 ({path}:4)",
     ]
+
+
+@pytest.mark.parametrize("reg_max", [0, 1, 2])
+def test_the_quality_branch_needs_bins(reg_max):
+    message = refusal(sets=("model.quality_branch=dgqp", f"model.reg_max={reg_max}"))
+    assert f"model.reg_max is {reg_max} (--set model.reg_max={reg_max})" in message and "dgqp" in message
+    assert load_config(sets=("model.quality_branch=dgqp", "model.reg_max=3")).config.model.reg_max == 3
+
+
+def test_reach_is_that_of_the_bins_or_of_the_default_bins():
+    assert [ModelConfig(reg_max=value).reach for value in (15, 4, 0)] == [15, 4, 15]
 
 
 @pytest.mark.parametrize("levels", [[3, 4, 5], [2, 3, 4, 5], [3, 4, 5, 6], (2, 3, 4, 5, 6)])

@@ -201,6 +201,14 @@ def test_suppression_by_hand():
     assert len(postprocess(other, conf=0.2, iou=0.59, max_det=10, agnostic=True)[0].scores) == 1
 
 
+def test_plain_sides_decode_by_softplus_and_have_no_sigma():
+    pred = make_predictions([[0.9, 0.1]], [[100, 100]], [[2, 2, 2, 2]])
+    plain = torch.tensor([1.0, 2.0, 3.0, 0.5]).expm1().log().view(1, 1, 4, 1)  # softplus of it: 1, 2, 3, .5
+    (found,) = postprocess(pred._replace(ltrb_logits=plain), conf=0.2, iou=0.5, max_det=10)
+    torch.testing.assert_close(found.boxes, torch.tensor([[92.0, 84, 124, 104]]))
+    assert found.sigma is None
+
+
 def test_classes_stay_apart_where_boxes_reach_out_of_the_picture():
     # Class 0: (160, 160, 640, 640). Class 1: (-476, -476, 4, 4), which shares no pixel with it. Shifted by
     # the largest coordinate + 1 = 641 it lies at (165, 165, 645, 645): IoU 0.96.

@@ -2,12 +2,14 @@
 
 ``boxes`` are (..., 4) xyxy px, ``points`` (..., 2) xy px, ``strides`` (..., 1) px, ``ltrb_logits`` (..., R)
 with R = reg_max + 1 bins that stand for the distances 0, 1, ..., reg_max (arXiv:2006.04388, section 3.2).
+R = 1 is plain regression: one value for each side.
 """
 
 import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 _SIGMA_STEPS = 8  # of Newton's method
 _RESOLUTION = 0.15  # bins: below it the two-bin code itself hides the spread
@@ -22,6 +24,13 @@ def ltrb_to_boxes(ltrb: Tensor, points: Tensor, strides: Tensor) -> Tensor:
     """Inverse of ``boxes_to_ltrb``."""
     distances = ltrb * strides
     return torch.cat((points - distances[..., :2], points + distances[..., 2:]), -1)
+
+
+def decode_sides(ltrb_logits: Tensor) -> Tensor:
+    """(..., R) -> (...) distance in strides: the integral of the bins, or softplus(z) of a plain value."""
+    if ltrb_logits.shape[-1] > 1:
+        return integral(ltrb_logits)
+    return functional.softplus(ltrb_logits.squeeze(-1).to(_at_least_float32(ltrb_logits)))
 
 
 def integral(ltrb_logits: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from utils.losses.quality import TINY
+
 
 def two_bins(distance: Tensor, num_bins: int) -> tuple[Tensor, Tensor]:
     """(...) distance in bins -> lower bin (...) int64 and the weight of the bin above it (...) in [0, 1].
@@ -30,6 +32,33 @@ def distribution_focal_loss(logits: Tensor, distance: Tensor) -> Tensor:
     low, above = two_bins(distance.to(dtype), logits.shape[-1])
     pair = log_probabilities.gather(-1, torch.stack((low, low + 1), -1))
     return -((1 - above) * pair[..., 0] + above * pair[..., 1])
+
+
+def generalized_focal_loss(logits: Tensor, target: Tensor, values: Tensor, beta: float) -> Tensor:
+    """GFL -|y - (y_l p_l + y_r p_r)|^beta ((y_r - y) log p_l + (y - y_l) log p_r) (arXiv:2006.04388, eq. 7).
+
+    y_l <= y <= y_r are the two neighbouring values around the target, p = softmax(logits). QFL is the case of
+    the values 0, 1 and the logits 0, x; DFL that of the values 0, 1, ..., R - 1 and beta 0. Those two are
+    what trains; this is what they have in common.
+
+    Args:
+        logits: (..., R), R >= 2; half types are computed in float32.
+        target: (...), clipped to the values.
+        values: (R,) rising: what each bin stands for.
+        beta: >= 0.
+
+    Returns:
+        (...) not reduced.
+    """
+    dtype = torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
+    values = values.to(logits.device, dtype)
+    target = target.to(dtype).clamp(values[0], values[-1])
+    low = torch.searchsorted(values, target.detach(), right=True).clamp(max=len(values) - 1) - 1
+    left, right = values[low], values[low + 1]
+    pair = logits.log_softmax(-1, dtype=dtype).gather(-1, torch.stack((low, low + 1), -1))
+    log_left, log_right = pair.unbind(-1)
+    gap = (target - left * log_left.exp() - right * log_right.exp()).abs()
+    return -gap.clamp(min=TINY).pow(beta) * ((right - target) * log_left + (target - left) * log_right)
 
 
 def two_bin_entropy(distance: Tensor, num_bins: int) -> Tensor:

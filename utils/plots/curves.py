@@ -28,25 +28,68 @@ PANELS = (  # title, label of the y axis, columns of results.csv and their names
     ("Learning rate", "learning rate", {"lr": "learning rate"}),
     ("Gradient norm", "L2 norm", {"train/grad_norm": "gradient norm"}),
 )
+ANATOMY_PANELS = (  # of anatomy.csv
+    (
+        "Pull of each term",
+        "gradient's L2 norm at the head's input",
+        {"gradient/quality": "quality", "gradient/box": "box", "gradient/dfl": "dfl"},
+    ),
+    (
+        "Who pays the class loss",
+        "share",
+        {"share/positives": "positives", "share/negatives": "negatives"},
+    ),
+    ("IoU of the positives", "mean IoU", {"iou": "IoU"}),
+    (
+        "Spread of the positives' distributions",
+        "entropy, nats",
+        {f"entropy/stride{2**level}": f"stride {2**level}" for level in range(2, 7)},
+    ),
+)
+SIZES = ("small", "medium", "large")
+ASSIGNMENT_PANELS = (  # of assignment.csv
+    ("Positives per box", "points", {f"{size}/positives_per_box": size for size in SIZES}),
+    ("Boxes served by the fallback", "share", {f"{size}/fallback": size for size in SIZES}),
+    (
+        "Out of reach",
+        "share",
+        {
+            "unmatched": "boxes without a point",
+            "unrepresentable": "boxes no level can express",
+            "saturated": "sides in or beyond the last half bin",
+        },
+    ),
+)
 MOST_CLASSES = 40  # bars that stay legible
 SMALL, LARGE = 32, 96  # px, COCO's limits on the square root of the area
 
 
-def plot_results(csv_path, png_path) -> None:
-    """Draw results.csv, one panel a theme over epochs; columns it lacks and empty cells are left out."""
+def plot_run(folder: Path) -> None:
+    """results.png, anatomy.png and assignment.png of a run, from the tables beside them that have rows."""
+    for name, panels, x in (
+        ("results", PANELS, "epoch"),
+        ("anatomy", ANATOMY_PANELS, "step"),
+        ("assignment", ASSIGNMENT_PANELS, "epoch"),
+    ):
+        if Path(folder, f"{name}.csv").exists():
+            plot_table(Path(folder, f"{name}.csv"), Path(folder, f"{name}.png"), panels, x=x)
+
+
+def plot_table(csv_path, png_path, panels=PANELS, *, x: str = "epoch") -> None:
+    """Draw a table, one panel a theme, over the column ``x``; what it lacks and empty cells are left out."""
     columns = _read_columns(csv_path)
-    epochs = columns.get("epoch", np.arange(len(next(iter(columns.values()), ()))))
-    panels = [p for p in PANELS if any(np.isfinite(columns.get(c, np.nan)).any() for c in p[2])]
+    steps = columns.get(x, np.arange(len(next(iter(columns.values()), ()))))
+    panels = [p for p in panels if any(np.isfinite(columns.get(c, np.nan)).any() for c in p[2])]
     across = {0: 1, 1: 1, 2: 2, 4: 2}.get(len(panels), 3)
     down = max(1, -(-len(panels) // across))
     figure = Figure(figsize=(5 * across, 3.9 * down), layout="constrained")
     for i, (title, unit, names) in enumerate(panels):
         axes = figure.add_subplot(down, across, i + 1)
-        _style(axes, title, x="epoch", y=unit)
+        _style(axes, title, x=x, y=unit)
         for colour, (column, name) in zip(LINES, names.items(), strict=False):
-            _plot_series(axes, epochs, columns.get(column), label=name, colour=colour)
+            _plot_series(axes, steps, columns.get(column), label=name, colour=colour)
         if "metrics/AP" in names:
-            _mark_best(axes, epochs, columns.get("metrics/AP"))
+            _mark_best(axes, steps, columns.get("metrics/AP"))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if title != "Training loss":
             axes.set_ylim(0, max(axes.get_ylim()[1], 1e-6))

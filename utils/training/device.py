@@ -1,6 +1,8 @@
 """Which device a run uses, in which precision, and how batches get there."""
 
+import math
 import os
+import sys
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -8,6 +10,11 @@ import torch
 from utils.errors import UserError
 from utils.structures import Targets
 from utils.training.distributed import launched_by_torchrun
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 def select_device(asked: str, *, launch: str = "") -> torch.device:
@@ -32,6 +39,16 @@ def select_device(asked: str, *, launch: str = "") -> torch.device:
     if len(numbers) > 1:
         raise UserError(f"--device {asked}: give one device, cpu or a GPU's number")
     return _use(int(numbers[0]) if numbers else 0, asked)
+
+
+def peak_memory_gb() -> float:
+    """Most memory so far, 1e9 bytes: reserved on the GPU in use, else resident in this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_reserved() / 1e9
+    if resource is None:
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _gpu_of_rank(numbers: list[str], asked: str) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import NON_FINITE, UserError
+from utils.training.device import peak_memory_gb
 
 COLUMNS = (
     "epoch",
@@ -25,6 +26,8 @@ COLUMNS = (
     "lr",
     "seconds",
     "data_seconds",
+    "step",
+    "memory_gb",
 )
 WAITING = 0.3  # share of an epoch spent waiting for data from which on it is said
 HEADER = ("Epoch", "GPU_mem", "quality", "box", "dfl", "grad", "Size", "P", "R", "AP50", "AP", "seconds")
@@ -54,38 +57,50 @@ class DelayedValues:
             self._latest, self._pending = self._pending[0].tolist(), None
 
 
+class CsvLog:
+    """A table of a run, one file; the first of its ``columns`` is the epoch."""
+
+    def __init__(self, path: Path, columns: Sequence[str], *, epochs_done: int = 0):
+        self.path, self.columns = path, tuple(columns)
+        if path.exists():
+            self._keep_until(epochs_done)
+
+    def write(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Append rows in full precision; a missing column stays empty, an unknown one is a ``ValueError``."""
+        if not rows:
+            return
+        fresh = not self.path.exists() or self.path.stat().st_size == 0
+        with open(self.path, "a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+            if fresh:
+                writer.writeheader()
+            writer.writerows({key: repr(value) for key, value in row.items()} for row in rows)
+
+    def _keep_until(self, epoch: int) -> None:
+        """Drop the rows after ``epoch``, which a resumed run writes again, and what a crash cut off."""
+        with open(self.path, newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == len(self.columns) and row[0].isdigit()]
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(self.columns)
+            writer.writerows(row for row in rows if int(row[0]) <= epoch)
+        os.replace(temporary, self.path)
+
+
 class ResultsLog:
-    """results.csv in full precision and, where TensorBoard is installed, its events."""
+    """results.csv and, where TensorBoard is installed, its events."""
 
     def __init__(self, folder: Path, *, epochs_done: int = 0):
-        self.path = folder / "results.csv"
-        self._keep_until(epochs_done)
+        self._table = CsvLog(folder / "results.csv", COLUMNS, epochs_done=epochs_done)
         self._events = _tensorboard_writer(folder)
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append one epoch; a missing column stays empty."""
-        fresh = not self.path.exists() or self.path.stat().st_size == 0
-        with open(self.path, "a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            if fresh:
-                writer.writeheader()
-            writer.writerow({key: repr(value) for key, value in row.items()})
+        self._table.write([row])
         if self._events:
             for key, value in row.items():
                 self._events.add_scalar(key, value, int(row["epoch"]))
-
-    def _keep_until(self, epoch: int) -> None:
-        """Drop the rows after ``epoch``, which a resumed run writes again, and what a crash cut off."""
-        if not self.path.exists():
-            return
-        with open(self.path, newline="") as file:
-            rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS) and row[0].isdigit()]
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with open(temporary, "w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows(row for row in rows if int(row[0]) <= epoch)
-        os.replace(temporary, self.path)
 
     def close(self) -> None:
         """Flush what is buffered."""
@@ -129,10 +144,13 @@ def waiting_advice(row: Mapping[str, float], *, workers: int, cache: str) -> str
     return f"epoch {row['epoch']}: {note} of its time; {advice} may help"
 
 
-def epoch_row(epoch: int, means: Tensor, *, lr: float, seconds: float, waited: float) -> dict[str, float]:
+def epoch_row(
+    epoch: int, means: Tensor, *, step: int, lr: float, seconds: float, waited: float
+) -> dict[str, float]:
     """The training's part of a row of results.csv; a loss that is not finite ends the run.
 
-    ``means`` are quality, box, dfl and the gradient's norm; ``waited`` the seconds spent waiting for data.
+    ``means`` are quality, box, dfl and the gradient's norm; ``step`` counts the run's batches; ``waited`` are
+    the seconds spent waiting for data.
     """
     quality, box, dfl, norm = means.tolist()
     if not math.isfinite(quality + box + dfl):
@@ -148,7 +166,8 @@ def epoch_row(epoch: int, means: Tensor, *, lr: float, seconds: float, waited: f
         "train/dfl": dfl,
         "train/grad_norm": norm,
     }
-    return row | {"lr": lr, "seconds": seconds, "data_seconds": waited}
+    row |= {"lr": lr, "seconds": seconds, "data_seconds": waited, "step": step}
+    return row | {"memory_gb": peak_memory_gb()}
 
 
 def _tensorboard_writer(folder: Path):

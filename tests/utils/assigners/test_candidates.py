@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.assigners.candidates import find_candidates, finish, key_index, rank_key, settle, without_point
+from utils.assigners.candidates import Candidates, cells_around, find_candidates, key_index, rank_key, settle
+from utils.assigners.finish import finish, without_point
 from utils.geometry.anchor_points import make_anchor_points
 from utils.geometry.ltrb import boxes_to_ltrb
 from utils.structures import Targets
@@ -100,6 +101,12 @@ def reference_wishes(box, points, strides, reach):
     return np.lexsort((distance, level)).tolist()
 
 
+def find_all(truth, levels, reach, **options) -> Candidates:
+    """The candidates of all levels side by side."""
+    parts = zip(*find_candidates(truth, levels, reach, **options), strict=True)
+    return Candidates(*(torch.cat(part, -1) for part in parts))
+
+
 def dense(candidates, num_points):
     """(B, M, A) bool from the windows; fails on a point that a truth lists twice."""
     shape = (*candidates.index.shape[:2], num_points)
@@ -129,7 +136,7 @@ SCENES = [
 @pytest.mark.parametrize(("size", "strides", "reach"), SCENES)
 def test_candidates_are_those_of_the_reference(size, strides, reach, seed):
     levels, truth = make_levels(size, strides), random_truth(size, seed=seed)
-    candidates = find_candidates(truth, levels, reach)
+    candidates = find_all(truth, levels, reach)
     points, cells = points_of(levels)
     allowed = dense(candidates, len(points))
     np.testing.assert_array_equal(allowed.numpy(), reference_inside(truth, levels, reach))
@@ -158,7 +165,7 @@ def test_candidates_of_any_boxes(boxes, reach):
     levels = make_levels((160, 224))
     truth = make_truth([[(x, y, x + w, y + h) for x, y, w, h in boxes]])
     points, strides = (tensor.double() for tensor in points_of(levels))
-    allowed = dense(find_candidates(truth, levels, reach), len(points))
+    allowed = dense(find_all(truth, levels, reach), len(points))
     enlarged = truth.boxes.double()
     centre, half = (enlarged[..., :2] + enlarged[..., 2:]) / 2, (enlarged[..., 2:] - enlarged[..., :2]) / 2
     half = half.clamp(min=4)
@@ -175,7 +182,7 @@ def test_candidates_by_hand():
     levels = ((4, 4, 8),)
 
     def found(*box, reach=2):
-        return dense(find_candidates(make_truth([box]), levels, reach), 16)[0, 0].nonzero()[:, 0].tolist()
+        return dense(find_all(make_truth([box]), levels, reach), 16)[0, 0].nonzero()[:, 0].tolist()
 
     assert found(0, 0, 16, 16) == [0, 1, 4, 5]  # 4 and 12: from each to the farther side 12 px
     assert found(0, 0, 32, 32) == []  # from 12 to the far side 20 px, beyond 16
@@ -192,13 +199,25 @@ def test_candidates_by_hand():
 
 def test_a_box_larger_than_the_reach_of_a_level_goes_to_a_coarser_one():
     levels, (points, strides) = make_levels((640, 640)), points_of(make_levels((640, 640)))
-    whole = find_candidates(make_truth([(0, 0, 640, 640)]), levels, 15)
+    whole = find_all(make_truth([(0, 0, 640, 640)]), levels, 15)
     index = whole.index[whole.allowed]
     assert len(index) and strides[index].eq(32).all()  # 320 px from the centre: 20 strides of 16, 10 of 32
     ltrb = boxes_to_ltrb(torch.tensor([0.0, 0, 640, 640]), points[index], strides[index])
     assert ltrb.max() <= 15
-    border = find_candidates(make_truth([(0, 0, 260, 20)]), levels, 15)  # 130 px from its middle: not on P3
+    border = find_all(make_truth([(0, 0, 260, 20)]), levels, 15)  # 130 px from its middle: not on P3
     assert set(strides[border.index[border.allowed]].flatten().tolist()) == {16, 32}
+
+
+@given(st.floats(0, 320, width=32), st.integers(1, 12), st.sampled_from((8, 32)))
+@settings(max_examples=200, deadline=None)
+def test_cells_around_a_centre_are_the_nearest(centre, window, stride):
+    cells = 320 // stride
+    found = cells_around(torch.tensor([centre]), cells, stride, window)[0].tolist()
+    assert (
+        found == list(range(found[0], found[0] + min(window, cells))) and 0 <= found[0] <= found[-1] < cells
+    )
+    left_out = [abs(cell + 0.5 - centre / stride) for cell in range(cells) if cell not in found]
+    assert min(left_out, default=99) >= window / 2 - 1e-4
 
 
 METRIC = st.one_of(st.just(0.0), st.floats(0, 1, width=32), st.floats(0, 2**-126, width=32))
@@ -254,6 +273,18 @@ def test_leftovers_are_those_of_the_reference(size, strides, reach, seed):
     assert (
         not without_point(match.truth.where(match.positive, -1), truth).any() or match.positive.all(1).any()
     )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("size", "strides", "reach"), SCENES)
+def test_room_for_more_bidders_changes_nothing(monkeypatch, size, strides, reach, seed):
+    """As on a GPU, which is not asked how many truths are left over."""
+    levels, truth = make_levels(size, strides), random_truth(size, seed=seed, count=60)
+    owner = nobody(truth, levels)
+    match = finish(owner, truth, levels, reach)
+    monkeypatch.setattr("utils.assigners.finish._most_bidders", lambda missing: missing.shape[1])
+    for mine, theirs in zip(match, finish(owner, truth, levels, reach), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_leftover_by_hand():
@@ -359,7 +390,7 @@ def test_ignore_regions_by_hand():
 def test_an_ignore_region_never_owns_a_point():
     levels = make_levels((64, 96))
     truth = make_truth([(10, 10, 60, 50), (20, 20, 28, 30)], ignore=[True, False])
-    assert not find_candidates(truth, levels, 15).allowed[0, 0].any()
+    assert not find_all(truth, levels, 15).allowed[0, 0].any()
     match = finish(nobody(truth, levels), truth, levels, 15)
     assert match.truth[match.positive].tolist() == [1]
     assert match.ignored[match.positive].all()  # the real truth lies inside the region

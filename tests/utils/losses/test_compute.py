@@ -12,20 +12,23 @@ from torchvision import ops
 from models.detector import build_detector
 from utils.assigners.task_aligned import TaskAlignedAssigner
 from utils.config import LossConfig, ModelConfig
+from utils.config_files import ROOT, load_config
 from utils.geometry.anchor_points import make_anchor_points
 from utils.geometry.boxes import aligned_iou
 from utils.geometry.ltrb import integral, ltrb_to_boxes
-from utils.losses.compute import compute_loss
+from utils.losses.compute import aligned_quality, compute_loss
 from utils.structures import Assignment, Predictions, Targets
 
 ASSIGN = TaskAlignedAssigner(top_k=5)
 SIZE = (64, 96)  # height, width
 STRIDES = (8, 16, 32)
 CONFIGS = {
-    "as shipped": LossConfig(),
     "positives": LossConfig(normaliser="positives", box_weight="one"),
     "balanced": LossConfig(beta=1.5, alpha=0.25),
+    "smoothed": LossConfig(quality_loss="bce", label_smoothing=0.1, box_loss="eiou"),
 }
+CONFIGS |= {path.stem: load_config(loss=path).config.loss for path in ROOT.glob("configs/losses/*.yaml")}
+QFL = ("positives", "balanced", "gfl")  # what the slow reference knows
 
 
 def make_pred(batch, classes=3, *, size=SIZE, reg_max=15, seed=0, dtype=torch.float64) -> Predictions:
@@ -52,8 +55,8 @@ def make_truth(counts, classes=3, *, size=SIZE, seed=0, padded=None) -> Targets:
     return Targets(boxes, labels, number < count, ignore)
 
 
-def gradients_of(pred, truth, cfg=CONFIGS["as shipped"], assign=ASSIGN):
-    total, terms = compute_loss(pred, truth, assign, cfg)
+def gradients_of(pred, truth, cfg=CONFIGS["gfl"], assign=ASSIGN):
+    total, terms, *_ = compute_loss(pred, truth, assign, cfg)
     return total.detach(), terms, torch.autograd.grad(total, (pred.cls_logits, pred.ltrb_logits))
 
 
@@ -96,6 +99,7 @@ def hand_worked(*, batch=1, ignored=(False, False)):
         truth=torch.zeros(batch, 2, dtype=torch.int64),
         labels=torch.ones(batch, 2, dtype=torch.int64),
         boxes=torch.tensor([[0.0, 0, 32, 16], [0, 0, 1, 1]]).expand(batch, 2, 4),
+        fallback=torch.zeros(batch, 1, dtype=torch.bool),
     )
     return pred, truth, Fixed(match)
 
@@ -111,7 +115,7 @@ DFL = (3 * -(math.log(0.6) + math.log(0.3)) / 2 - (math.log(0.3) + math.log(0.1)
 
 def test_loss_by_hand():
     pred, truth, assign = hand_worked()
-    total, terms = compute_loss(pred, truth, assign, LossConfig(quality=1, box=2, dfl=0.25))
+    total, terms, *_ = compute_loss(pred, truth, assign, LossConfig(quality=1, box=2, dfl=0.25))
     # The sum of the qualities is .5, which is raised to 1; the box terms weigh .5.
     assert list(terms) == ["quality", "box", "dfl"]
     assert terms["quality"].item() == pytest.approx(QUALITY, abs=1e-6)
@@ -133,10 +137,79 @@ def test_loss_by_hand():
 def test_normaliser_and_box_weight_by_hand(normaliser, box_weight, divisor, weight):
     pred, truth, assign = hand_worked(batch=3)  # three times the same picture: qualities 1.5, positives 3
     cfg = LossConfig(quality=3, box=1, dfl=1, normaliser=normaliser, box_weight=box_weight)
-    _, terms = compute_loss(pred, truth, assign, cfg)
+    _, terms, *_ = compute_loss(pred, truth, assign, cfg)
     assert terms["quality"].item() == pytest.approx(3 * 3 * QUALITY / divisor, abs=1e-5)
     assert terms["box"].item() == pytest.approx(3 * BOX * weight / divisor, abs=1e-5)
     assert terms["dfl"].item() == pytest.approx(3 * DFL * weight / divisor, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("target", "quality"), [("iou", 0.5), ("hard", 1), ("aligned", 0.5)], ids=lambda value: str(value)
+)
+def test_targets_by_hand(target, quality):
+    """All logits are 0, so a binary cross entropy is log 2 whatever the target: the gradient shows it.
+
+    Its slope at the positive's true class is .5 - y, over the normaliser max(y, 1) = 1.
+    """
+    pred, truth, assign = hand_worked()
+    cfg = LossConfig(quality_loss="bce", target=target)
+    loss = compute_loss(pred, truth, assign, cfg)
+    (slope,) = torch.autograd.grad(loss.terms["quality"], pred.cls_logits, retain_graph=True)
+    torch.testing.assert_close(slope[0], torch.tensor([[0.5, 0.5 - quality], [0.5, 0.5]]).double())
+    assert loss.terms["quality"].item() == pytest.approx(4 * math.log(2))
+    assert loss.terms["box"].item() == pytest.approx(2 * BOX * quality, abs=1e-5)  # it weighs the box, too
+
+
+def test_aligned_quality_by_hand():
+    """Truth 0: metrics .5 * .8 and .9 * .4, best IoU .8: .4/.4 * .8, .36/.4 * .8. Truth 1: alone, its IoU."""
+    cfg = LossConfig(target="aligned", aligned_alpha=1, aligned_beta=1)
+    scores = torch.tensor([[0.5, 0.9, 0.001, 0.7]])
+    iou = torch.tensor([[0.8, 0.4, 0.3, 0.0]])  # the last row is no positive
+    found = aligned_quality(scores, iou, torch.tensor([[0, 0, 1, 0]]), cfg, 3)
+    torch.testing.assert_close(found, torch.tensor([[0.8, 0.72, 0.3, 0.0]]))
+    flat = LossConfig(target="aligned", aligned_alpha=0, aligned_beta=0)
+    found = aligned_quality(scores, iou, torch.tensor([[0, 0, 1, 0]]), flat, 3)
+    torch.testing.assert_close(found, torch.tensor([[0.8, 0.8, 0.3, 0.0]]))
+
+
+def test_aligned_quality_of_points_that_miss_is_zero_and_finite():
+    tiny = torch.tensor([[1e-30, 0.0]], dtype=torch.float32)
+    found = aligned_quality(tiny, tiny, torch.zeros(1, 2, dtype=torch.int64), LossConfig(), 1)
+    assert found.isfinite().all() and found.max() <= 1e-6
+
+
+def test_every_box_loss_is_used():
+    pred, truth = make_pred(2), make_truth((2, 3))
+    found = {
+        name: compute_loss(pred, truth, ASSIGN, LossConfig(box_loss=name)).terms["box"].item()
+        for name in ("iou", "giou", "diou", "ciou", "eiou", "siou")
+    }
+    assert len({round(value, 9) for value in found.values()}) == 6
+    assert found["iou"] < min(found["giou"], found["diou"])  # those add a penalty
+
+
+def test_plain_sides_have_a_box_loss_and_no_dfl():
+    """softplus(z) = .5 stride each side: the prediction, quality and box loss of the hand-worked bins."""
+    pred, truth, assign = hand_worked()
+    plain = torch.full((1, 2, 4, 1), math.log(math.expm1(0.5)), dtype=torch.float64).requires_grad_()
+    loss = compute_loss(pred._replace(ltrb_logits=plain), truth, assign, LossConfig(quality=1, box=1, dfl=1))
+    assert loss.terms["quality"].item() == pytest.approx(QUALITY, abs=1e-6)
+    assert loss.terms["box"].item() == pytest.approx(0.5 * BOX, abs=1e-6)
+    assert loss.terms["dfl"].item() == 0
+    (slope,) = torch.autograd.grad(loss.total, plain)
+    assert slope[0, 0].ne(0).any() and slope[0, 1].eq(0).all()
+
+
+def test_what_a_loss_shows_of_its_inside():
+    pred, truth = make_pred(2), make_truth((2, 4))
+    loss = compute_loss(pred, truth, ASSIGN, LossConfig(normaliser="positives", quality=3))
+    assert not loss.class_loss.requires_grad and not loss.iou.requires_grad
+    assert loss.class_loss.shape == loss.match.positive.shape
+    spread = 3 * loss.class_loss.sum() / loss.match.positive.sum()
+    assert loss.terms["quality"].item() == pytest.approx(spread.item())
+    boxes, chosen = decoded(pred), loss.match.positive
+    expected = aligned_iou(boxes[chosen], loss.match.boxes[chosen].double()).sum()
+    assert loss.iou.sum().item() == pytest.approx(expected.item())
 
 
 def test_ignored_points_have_no_class_loss_unless_positive():
@@ -153,8 +226,8 @@ def test_ignored_points_have_no_class_loss_unless_positive():
 
 def test_weight_zero_switches_a_term_off():
     pred, truth = make_pred(2), make_truth((2, 3))
-    _, full = compute_loss(pred, truth, ASSIGN, LossConfig(quality=1, box=1, dfl=1))
-    _, terms = compute_loss(pred, truth, ASSIGN, LossConfig(quality=2, box=0, dfl=5))
+    _, full, *_ = compute_loss(pred, truth, ASSIGN, LossConfig(quality=1, box=1, dfl=1))
+    _, terms, *_ = compute_loss(pred, truth, ASSIGN, LossConfig(quality=2, box=0, dfl=5))
     assert terms["box"].item() == 0
     torch.testing.assert_close(terms["quality"], 2 * full["quality"])
     torch.testing.assert_close(terms["dfl"], 5 * full["dfl"])
@@ -189,7 +262,7 @@ def reference_loss(pred, truth, cfg):
     return {name: getattr(cfg, name) * value / divisor for name, value in summed.items()}
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", QFL)
 @pytest.mark.parametrize("seed", range(3))
 def test_the_reference_has_the_same_loss_and_gradients(config, seed):
     pred, truth = make_pred(3, seed=seed), make_truth((4, 0, 9), seed=seed)
@@ -204,7 +277,7 @@ def test_where_gradients_flow():
     pred, truth = make_pred(2), make_truth((2, 4))
     match = ASSIGN(pred.cls_logits.detach().sigmoid(), decoded(pred), pred, truth)
     assert match.positive.any(1).all() and match.ignored.any()
-    _, terms = compute_loss(pred, truth, ASSIGN, LossConfig())
+    _, terms, *_ = compute_loss(pred, truth, ASSIGN, LossConfig())
     wanted = {"quality": pred.cls_logits, "box": pred.ltrb_logits, "dfl": pred.ltrb_logits}
     for name, logits in wanted.items():
         (gradient,) = torch.autograd.grad(terms[name], logits, retain_graph=True)
@@ -293,7 +366,7 @@ def test_padding_changes_nothing(config, counts):
 def test_a_batch_is_its_pictures_under_one_normaliser():
     counts = (3, 0, 6, 1)
     pred, truth, cfg = make_pred(4), make_truth(counts), LossConfig(normaliser="positives")
-    total, _ = compute_loss(pred, truth, ASSIGN, cfg)
+    total, _, *_ = compute_loss(pred, truth, ASSIGN, cfg)
     parts, positives = [], []
     for b in range(4):
         one = pred._replace(cls_logits=pred.cls_logits[b : b + 1], ltrb_logits=pred.ltrb_logits[b : b + 1])
@@ -346,9 +419,9 @@ def test_degenerate_and_far_truths():
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_half_types_are_promoted_on_entry(half):
     pred, truth = make_pred(2, dtype=half), make_truth((2, 3))
-    total, terms = compute_loss(pred, truth, ASSIGN, LossConfig())
+    total, terms, *_ = compute_loss(pred, truth, ASSIGN, LossConfig())
     promoted = pred._replace(cls_logits=pred.cls_logits.float(), ltrb_logits=pred.ltrb_logits.float())
-    expected, _ = compute_loss(promoted, truth, ASSIGN, LossConfig())
+    expected, _, *_ = compute_loss(promoted, truth, ASSIGN, LossConfig())
     assert total.dtype == torch.float32 and all(term.dtype == torch.float32 for term in terms.values())
     torch.testing.assert_close(total, expected, atol=0, rtol=0)
 
@@ -363,9 +436,9 @@ def test_float64_stays_float64():
 
 def test_autocast_around_the_loss_changes_nothing():
     pred, truth = make_pred(2, dtype=torch.float32), make_truth((2, 3))
-    outside, _ = compute_loss(pred, truth, ASSIGN, LossConfig())
+    outside, _, *_ = compute_loss(pred, truth, ASSIGN, LossConfig())
     with torch.autocast("cpu", torch.bfloat16):
-        inside, _ = compute_loss(pred, truth, ASSIGN, LossConfig())
+        inside, _, *_ = compute_loss(pred, truth, ASSIGN, LossConfig())
     assert inside.dtype == torch.float32
     torch.testing.assert_close(inside, outside, atol=0, rtol=1e-5)
 
@@ -378,7 +451,7 @@ def test_one_step_in_bf16_touches_every_parameter(counts):
     with torch.autocast("cpu", torch.bfloat16):
         pred = model(images)
     assert pred.cls_logits.dtype == torch.bfloat16
-    total, terms = compute_loss(pred, make_truth(counts), ASSIGN, LossConfig())
+    total, terms, *_ = compute_loss(pred, make_truth(counts), ASSIGN, LossConfig())
     assert total.dtype == torch.float32 and total.isfinite()
     assert (terms["box"] > 0) == (terms["dfl"] > 0) == (sum(counts) > 0)
     total.backward()

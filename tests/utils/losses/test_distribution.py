@@ -1,4 +1,4 @@
-"""Distribution focal loss: the worked example, its gradient, its minimum, targets at the ends of the bins."""
+"""DFL: worked example, gradient, minimum, targets at the ends of the bins; GFL and its two special cases."""
 
 import math
 
@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.geometry.ltrb import integral
-from utils.losses.distribution import distribution_focal_loss, two_bin_entropy, two_bins
+from utils.losses.distribution import (
+    distribution_focal_loss,
+    generalized_focal_loss,
+    two_bin_entropy,
+    two_bins,
+)
+from utils.losses.quality import quality_focal_loss
 
 REG_MAX = 15
 NUM_BINS = REG_MAX + 1
@@ -146,3 +152,76 @@ def test_extreme_logits(distance):
     loss.sum().backward()
     assert loss.isfinite().all() and logits.grad.isfinite().all()
     assert (loss >= 0).all()
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 1.5, 2.0])
+def test_qfl_is_the_gfl_of_the_values_0_and_1(beta):
+    logits = random_logits(200, seed=3).requires_grad_()
+    target = torch.rand(200, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    target[:20], target[20:40] = 0, 1
+    pair = torch.stack((torch.zeros_like(logits), logits), -1)  # its softmax is 1 - s, s
+    general = generalized_focal_loss(pair, target, torch.tensor([0.0, 1.0]), beta)
+    special = quality_focal_loss(logits, target, beta)
+    torch.testing.assert_close(general, special)
+    gradients = [torch.autograd.grad(loss.sum(), logits)[0] for loss in (general, special)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_dfl_is_the_gfl_of_beta_0_and_neighbouring_bins():
+    logits = random_logits(len(DISTANCES), NUM_BINS).requires_grad_()
+    distance = torch.tensor(DISTANCES, dtype=torch.float64)
+    general = generalized_focal_loss(logits, distance, torch.arange(16.0), 0)
+    special = distribution_focal_loss(logits, distance)
+    torch.testing.assert_close(general, special)
+    gradients = [torch.autograd.grad(loss.sum(), logits)[0] for loss in (general, special)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_gfl_by_hand():
+    # Values 1, 2, 4, 8 of probability 1/8, 1/4, 1/2, 1/8; target 3 lies between 2 and 4. Estimate of the two:
+    # 2/4 + 4/2 = 2.5, off by 0.5. Loss 0.5^2 ((4 - 3) ln 4 + (3 - 2) ln 2) = 0.25 * 3 ln 2.
+    logits = torch.tensor([1 / 8, 1 / 4, 1 / 2, 1 / 8]).log()
+    loss = generalized_focal_loss(logits, torch.tensor(3.0), torch.tensor([1.0, 2, 4, 8]), 2)
+    assert loss.item() == pytest.approx(0.75 * math.log(2), rel=1e-6)
+    # Beyond the last value the target is 8: p_l = 1/2 at 4, p_r = 1/8 at 8. Off by 8 - 3; (8 - 4) ln 8.
+    loss = generalized_focal_loss(logits, torch.tensor(11.0), torch.tensor([1.0, 2, 4, 8]), 1)
+    assert loss.item() == pytest.approx(5 * 4 * math.log(8), rel=1e-6)
+
+
+def test_gfl_of_two_values_is_least_at_the_target():
+    # The paper's remark: the minimum is where the estimate y_l p_l + y_r p_r is y.
+    logits = torch.linspace(-4, 4, 4001).double()
+    pair = torch.stack((torch.zeros_like(logits), logits), -1)
+    loss = generalized_focal_loss(pair, torch.tensor(2.3).double().expand(4001), torch.tensor([2.0, 5.0]), 2)
+    assert 2 + 3 * logits[loss.argmin()].sigmoid().item() == pytest.approx(2.3, abs=1e-2)
+
+
+@pytest.mark.parametrize("beta", [0, 0.5, 1.0, 2.0])
+def test_gradcheck_of_gfl(beta):
+    logits = random_logits(6, 5).requires_grad_()
+    target = torch.tensor([0, 0.25, 2.3, 3, 7, 9], dtype=torch.float64)
+    values = torch.tensor([0.0, 1, 2.5, 4, 8])
+    assert torch.autograd.gradcheck(lambda z: generalized_focal_loss(z, target, values, beta), (logits,))
+
+
+@given(
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=4, max_size=4),
+    st.floats(-1, 5, width=32),
+    st.sampled_from((0.0, 0.5, 1.0, 2.0)),
+)
+@settings(max_examples=100, deadline=None)
+def test_any_logits_give_a_finite_gfl_and_gradient(logits, target, beta):
+    logits = torch.tensor(logits, requires_grad=True)
+    loss = generalized_focal_loss(logits, torch.tensor(target), torch.arange(4.0), beta)
+    loss.backward()
+    assert loss.isfinite() and loss >= 0
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_logits_of_gfl(half):
+    logits = random_logits(3, NUM_BINS, seed=1).to(half)
+    target = torch.tensor([0.0, 7.25, 14.99])
+    loss = generalized_focal_loss(logits, target, torch.arange(16.0), 1.5)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, generalized_focal_loss(logits.float(), target, torch.arange(16.0), 1.5))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.plots.curves import plot_labels, plot_pr_curves, plot_results
+from utils.plots.curves import plot_labels, plot_pr_curves, plot_table
 from utils.plots.draw import PALETTE, class_colour, display_name, display_text, draw_boxes, ink_on
 from utils.plots.grid import save_grid
 
@@ -189,7 +189,7 @@ def results_row(epoch, ap):
 @pytest.mark.parametrize("num_rows", [0, 1, 1000])
 def test_results_of_any_length(tmp_path, num_rows):
     table = write_results(tmp_path / "results.csv", [results_row(i, i / 1000) for i in range(num_rows)])
-    plot_results(table, tmp_path / "results.png")
+    plot_table(table, tmp_path / "results.png")
     picture = read(tmp_path / "results.png")
     assert picture.shape[1] == (5 * 3 * 110 if num_rows else 5 * 110)
     assert (picture < 128).any() == bool(num_rows)
@@ -200,14 +200,14 @@ def test_empty_cells_bad_cells_and_a_torn_last_row(tmp_path, monkeypatch):
     monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda self, text, **_: titles.append(text))
     aps = ["", 0.2, "inf", 0.4, "nan", 0.3]
     rows = [results_row(i, ap) for i, ap in enumerate(aps)] + [[6, "inf", "junk"]]
-    plot_results(write_results(tmp_path / "results.csv", rows), tmp_path / "results.png")
+    plot_table(write_results(tmp_path / "results.csv", rows), tmp_path / "results.png")
     assert "Average precision: best 0.400 at epoch 3" in titles
     assert "Gradient norm" in titles
 
 
 def test_columns_that_are_missing_leave_their_panel_out(tmp_path):
     (tmp_path / "results.csv").write_text("epoch,train/box,metrics/AP\n0,1.5,\n1,1.2,\n")
-    plot_results(tmp_path / "results.csv", tmp_path / "results.png")
+    plot_table(tmp_path / "results.csv", tmp_path / "results.png")
     assert read(tmp_path / "results.png").shape == (429, 550, 3)  # the one panel of losses: 3.9 x 5 inches
 
 

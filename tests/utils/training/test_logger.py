@@ -12,6 +12,7 @@ from utils.errors import NON_FINITE, UserError
 from utils.training.logger import (
     COLUMNS,
     HEADER,
+    CsvLog,
     DelayedValues,
     ResultsLog,
     epoch_line,
@@ -30,7 +31,7 @@ def no_tensorboard(monkeypatch):
 
 def row(epoch: int, **more) -> dict:
     means = torch.tensor([1 / 3, 2.0, 0.25, 9.5])
-    return epoch_row(epoch, means, lr=1e-3, seconds=12.34, waited=0.1) | more
+    return epoch_row(epoch, means, step=7 * epoch, lr=1e-3, seconds=12.34, waited=0.1) | more
 
 
 def read(folder) -> list[dict]:
@@ -238,13 +239,13 @@ def test_a_loss_that_is_not_finite_ends_the_run(value, place):
     means = torch.ones(4)
     means[place] = value
     with pytest.raises(UserError, match=r"not finite in epoch 3.*train\.lr") as error:
-        epoch_row(3, means, lr=0.1, seconds=1, waited=0)
+        epoch_row(3, means, step=1, lr=0.1, seconds=1, waited=0)
     assert error.value.code == NON_FINITE
 
 
 def test_losses_of_both_infinities_end_the_run():
     with pytest.raises(UserError):
-        epoch_row(3, torch.tensor([math.inf, -math.inf, 0, 0]), lr=0.1, seconds=1, waited=0)
+        epoch_row(3, torch.tensor([math.inf, -math.inf, 0, 0]), step=1, lr=0.1, seconds=1, waited=0)
 
 
 @pytest.mark.parametrize("torn", ["3,0.", "3,0.1,0.2\n", "\n", "garbage\n"])
@@ -252,8 +253,24 @@ def test_a_row_cut_off_by_a_crash_is_dropped_on_resume(tmp_path, torn):
     log = ResultsLog(tmp_path)
     for epoch in (1, 2):
         log.write(row(epoch))
-    log.path.write_text(log.path.read_text() + torn)
+    (tmp_path / "results.csv").write_text((tmp_path / "results.csv").read_text() + torn)
     log = ResultsLog(tmp_path, epochs_done=3)
     log.write(row(3))
     assert [found["epoch"] for found in read(tmp_path)] == ["1", "2", "3"]
     assert all(None not in found and None not in found.values() for found in read(tmp_path))
+
+
+# tables of any columns
+
+
+def test_a_table_of_several_rows_an_epoch(tmp_path):
+    path = tmp_path / "anatomy.csv"
+    log = CsvLog(path, ("epoch", "step", "iou"))
+    log.write([{"epoch": 1, "step": 0, "iou": 1 / 3}, {"epoch": 1, "step": 50, "iou": math.nan}])
+    log.write([])
+    log.write([{"epoch": 2, "step": 100}])
+    assert path.read_text() == f"epoch,step,iou\n1,0,{1 / 3!r}\n1,50,nan\n2,100,\n"
+    CsvLog(path, log.columns, epochs_done=1).write([{"epoch": 2, "step": 100, "iou": 0.5}])
+    assert path.read_text() == f"epoch,step,iou\n1,0,{1 / 3!r}\n1,50,nan\n2,100,0.5\n"
+    with pytest.raises(ValueError, match="typo"):
+        log.write([{"typo": 1}])

@@ -1,0 +1,150 @@
+"""Which loss is better on these pictures? ``python compare.py configs/compare/bins.yaml --data data.yaml``
+
+Several losses and seeds are trained, measured by their last averaged weights, and compared seed by seed. What
+is finished is kept: the same command goes on where it was interrupted.
+"""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from data.check import check_before_training
+from data.formats.sources import format_classes
+from data.images import decode_image
+from data.index import Index, fingerprint, load_split, path_of
+from data.prepare import prepare_data
+from data.run_data import ground_truth_of
+from data.spec import load_data_spec
+from utils.comparison.arguments import compare_parser, parse_comparison
+from utils.comparison.collect import collect, complete_seeds, read_runs
+from utils.comparison.finished import plan_of_finished
+from utils.comparison.pictures import draw_differences
+from utils.comparison.plan import Plan, check_started, check_weights, make_plan, parse_train_flags
+from utils.comparison.report import write_report
+from utils.comparison.runs import make_slots, next_stage, run_all
+from utils.comparison.tables import format_comparison, write_csv
+from utils.errors import DATA, OK, USAGE, UserError, run_main
+from val import write_json
+
+
+class Pictures(NamedTuple):
+    """The validation pictures."""
+
+    index: Index
+    truth: dict  # COCO ground truth
+    fingerprint: str
+
+
+def main() -> int:
+    """Command line."""
+    if len(sys.argv) == 1:
+        print(compare_parser().format_help())
+        return USAGE
+    args, flags = parse_comparison(sys.argv[1:])
+    if args.finished:
+        plan = read_finished(args, flags)
+    else:
+        plan = make_plan(args, flags)
+        check_started(plan)
+    slots = make_slots(plan.device, args.jobs)
+    pictures = load_pictures(plan, train=not args.finished)
+    print(describe(plan, num_slots=len(slots)), flush=True)
+    if not args.finished:
+        check_weights(plan)
+    failed = run_all(plan, slots)
+    seeds = complete_seeds(plan)
+    if seeds:
+        report(plan, seeds, pictures)
+    say_what_is_missing(plan, seeds, failed)
+    return max(failed.values(), default=OK)
+
+
+def read_finished(args, flags: list[str]) -> Plan:
+    """The plan of ``--from``, which trains nothing and so takes no flags of a training."""
+    asked, default = vars(parse_train_flags(flags)), vars(parse_train_flags([]))
+    given = [f"--{name.replace('_', '-')}" for name in asked if asked[name] != default[name]]
+    given += [f"--{name}" for name in ("losses", "seeds") if getattr(args, name)] + [args.yaml] * bool(
+        args.yaml
+    )
+    if refused := [name for name in given if name != "--device"]:
+        raise UserError(
+            f"{', '.join(refused)}: --from reports on finished runs and trains nothing; losses, seeds and "
+            "settings are the runs' own. It takes --baseline, --name, --project, --jobs and --device"
+        )
+    folder = Path(args.project) / (args.name or "exp")
+    return plan_of_finished(args.finished, folder=folder, baseline=args.baseline, device=asked["device"])
+
+
+def load_pictures(plan: Plan, *, train: bool) -> Pictures:
+    """Read the validation pictures; with ``train`` let the doctor check what is trained on, too."""
+    config = plan.groups[plan.baseline].config
+    prepare_data(config.data.path, download=plan.download)
+    spec = load_data_spec(config.data.path, single_cls=config.data.single_cls)
+    if train:
+        print(format_classes(spec))
+        check_before_training(spec, config)
+    options = {"single_cls": config.data.single_cls, "label_errors": config.data.label_errors}
+    index, _ = load_split(spec, "val", **options)
+    if index.ignore.all():
+        raise UserError(
+            f"{spec.yaml}: the validation pictures hold no box; there is nothing to compare", DATA
+        )
+    return Pictures(index, ground_truth_of(index, spec), fingerprint(index, spec.names))
+
+
+def describe(plan: Plan, *, num_slots: int) -> str:
+    """The first screen: what will run, how much of it is done, where results go."""
+    runs, config = plan.runs, plan.groups[plan.baseline].config
+    seeds = sorted({run.seed for run in runs})
+    left = sum(next_stage(run) is not None for run in runs)
+    return "\n".join(
+        (
+            f"losses: {', '.join(plan.groups)}; baseline: {plan.baseline}",
+            f"seeds: {', '.join(map(str, seeds))}; {config.train.epochs} epochs at {config.data.imgsz} px",
+            f"runs: {len(runs)}, {len(runs) - left} of them done; {num_slots} at a time",
+            f"results: {plan.folder}",
+        )
+    )
+
+
+def report(plan: Plan, seeds: list[int], pictures: Pictures) -> None:
+    """Compare the complete seeds: comparison.json, comparison.csv, report.html and the last screen."""
+    index, truth, mark = pictures
+    measured = read_runs(plan, seeds, truth, mark)
+    names = [path_of(index, i).name for i in range(len(index.paths))]
+    content = collect(plan, measured, seeds, truth=truth, names=names)
+    write_json(plan.folder / "comparison.json", content, indent=1)
+    write_csv(content, plan.folder / "comparison.csv")
+    places = {int(number): i for i, number in enumerate(index.picture_ids)}
+    drawn = draw_differences(
+        content,
+        {name: measured[group.runs[seeds[0]].name].rows for name, group in plan.groups.items()},
+        truth,
+        conf=plan.groups[plan.baseline].config.val.detect_conf,
+        open_picture=lambda number: decode_image(path_of(index, places[number])),
+    )
+    print(f"\n{format_comparison(content)}\n")
+    try:
+        print(f"report: {write_report(content, plan.folder, drawn)}; it opens in any browser, offline")
+    except UserError as error:
+        print(f"no report.html: {error}")
+    print(f"all figures: {plan.folder / 'comparison.json'}; one row a run: {plan.folder / 'comparison.csv'}")
+
+
+def say_what_is_missing(plan: Plan, seeds: list[int], failed: dict[str, int]) -> None:
+    """Which seeds the report lacks, which runs failed, and what to do next."""
+    asked = sorted({run.seed for run in plan.runs})
+    if lacking := [seed for seed in asked if seed not in seeds]:
+        shown = ", ".join(map(str, lacking))
+        made = f"made of {len(seeds)} of {len(asked)} seeds" if seeds else "not made"
+        print(f"the comparison is {made}: not every loss has a finished run of seed {shown}")
+    for name, code in failed.items():
+        print(f"failed with code {code}: {name}; its log is in {plan.folder / 'runs'}")
+    if failed:
+        print("next: mend the cause, then give the same command again; what is finished is kept")
+    elif plan.flags:
+        print("next: more seeds narrow the intervals; the same command with more --seeds trains only those")
+
+
+if __name__ == "__main__":
+    run_main(main)

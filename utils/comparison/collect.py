@@ -1,0 +1,244 @@
+"""From finished and measured runs to the content of comparison.json.
+
+S seeds that every loss has, N pictures, C classes, B bootstrap resamples of the pictures, D detections;
+values are shares, 0..1.
+"""
+
+import csv
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.comparison.matching import (
+    MEASURES,
+    calibration,
+    match_detections,
+    mean_levels,
+    picture_scores,
+    weighted_levels,
+)
+from utils.comparison.plan import Group, Plan, Run, differing_settings
+from utils.comparison.protocol import describe_protocol
+from utils.comparison.runs import next_stage
+from utils.comparison.statistics import Difference, compare_paired, holm, resample_weights, verdict
+from utils.config_files import display_path
+from utils.errors import DATA, UserError
+from utils.metrics.coco import KEYS
+
+SCHEMA = 1  # of comparison.json
+NUM_RESAMPLES = 1000
+PICTURES_PER_LOSS, MOST_PICTURES = 4, 12
+NOTHING = -1.0  # COCO's value where there is nothing to measure
+
+
+class Measured(NamedTuple):
+    """What val.py found for a run, matched to the truth."""
+
+    metrics: dict  # metrics.json
+    rows: np.ndarray  # (D, 7) as ``pack_detections`` has them
+    resampled: np.ndarray  # (B, 3) AP, AP50, AP75 of each resample of the pictures
+    by_class: np.ndarray  # (B, C) AP; nan where the class is not in the resample
+    scores: np.ndarray  # (N,) each picture's own score, nan where there is none
+
+
+def complete_seeds(plan: Plan) -> list[int]:
+    """The seeds of which every loss has a finished and measured run."""
+    finished = [{seed for seed, run in g.runs.items() if not next_stage(run)} for g in plan.groups.values()]
+    return sorted(set.intersection(*finished))
+
+
+def read_runs(plan: Plan, seeds: Sequence[int], truth: dict, fingerprint: str) -> dict[str, Measured]:
+    """Every run of ``seeds`` by its name; each must have been measured on the pictures of ``truth``."""
+    runs = [run for run in plan.runs if run.seed in seeds]
+    metrics = {run.name: json.loads((run.measured / "metrics.json").read_text()) for run in runs}
+    for run in runs:
+        check_data(run, metrics[run.name], fingerprint)
+    weights = resample_weights(len(truth["images"]), NUM_RESAMPLES, 0)
+    bar = tqdm(runs, desc="matching", leave=False, disable=None)
+    return {run.name: measure(run, metrics[run.name], truth, weights) for run in bar}
+
+
+def check_data(run: Run, metrics: Mapping, fingerprint: str) -> None:
+    """Refuse a run that was trained beside, or measured on, other validation pictures, boxes or classes."""
+    trained = json.loads((run.folder / "metrics.json").read_text()).get("data")
+    for verb, data in (("measured", metrics["data"]), ("trained", trained)):
+        if data and data["fingerprint"] != fingerprint:
+            raise UserError(
+                f"{run.folder} was {verb} with other validation data than the rest: {data['path']}, "
+                f"{data['num_pictures']:,} pictures, {data['num_boxes']:,} boxes, fingerprint "
+                f"{data['fingerprint'][:12]}, not {fingerprint[:12]}. Figures of different pictures do not "
+                "compare; leave this run out, or train and measure all on the same data",
+                DATA,
+            )
+
+
+def measure(run: Run, metrics: dict, truth: dict, weights: np.ndarray) -> Measured:
+    """Read a run's predictions and match them to the truth."""
+    found = json.loads((run.measured / "predictions.json").read_text())
+    rows = [[d["image_id"], *d["bbox"], d["score"], d["category_id"]] for d in found]
+    rows = np.array(rows, np.float64).reshape(-1, 7)
+    matches = match_detections(truth, rows, metrics["protocol"]["evaluator"])
+    levels = weighted_levels(matches, weights)
+    return Measured(metrics, rows, mean_levels(levels), levels.mean(2), picture_scores(matches))
+
+
+def collect(
+    plan: Plan, measured: Mapping[str, Measured], seeds: Sequence[int], *, truth: dict, names
+) -> dict:
+    """The content of comparison.json; ``names`` (N,) of the pictures, in the order of ``truth``'s images."""
+    base = plan.groups[plan.baseline]
+    of = {name: [measured[group.runs[s].name] for s in seeds] for name, group in plan.groups.items()}
+    others = [name for name in plan.groups if name != plan.baseline]
+    differences = {name: _difference(of[name], of[plan.baseline], truth) for name in others}
+    for key in MEASURES:
+        _judge([differences[name][key] for name in others], len(seeds))
+    losses = {
+        name: describe_loss(group, base, of[name], seeds=seeds, truth=truth)
+        for name, group in plan.groups.items()
+    }
+    ids = [image["id"] for image in truth["images"]]
+    content = {
+        "schema": SCHEMA,
+        "name": plan.folder.name,
+        "baseline": plan.baseline,
+        "seeds": list(seeds),
+        "losses": losses,
+        "differences": differences,
+        "pictures": pick_pictures({name: of[name] for name in others}, of[plan.baseline], ids, names),
+        "protocol": describe_protocol(plan, of[plan.baseline][0].metrics),
+    }
+    return without_nan(content)
+
+
+def describe_loss(group: Group, base: Group, measured: Sequence[Measured], *, seeds, truth: dict) -> dict:
+    """The part "losses" of comparison.json for one of them."""
+    runs = [describe_run(group.runs[seed], item) for seed, item in zip(seeds, measured, strict=True)]
+    values = {key: [run["values"][key] for run in runs] for key in KEYS}
+    whole = {key for key, column in values.items() if NOTHING not in column}
+    return {
+        "origin": display_path(group.path),
+        "changes": differing_settings(base.config, group.config),
+        "runs": runs,
+        "mean": {key: statistics.fmean(values[key]) if key in whole else NOTHING for key in KEYS},
+        "sd": {
+            key: statistics.stdev(values[key]) if key in whole and len(runs) > 1 else None for key in KEYS
+        },
+        "calibration": calibration(*_side_by_side(truth, [item.rows for item in measured])),
+    }
+
+
+def describe_run(run: Run, measured: Measured) -> dict:
+    """A run: COCO's figures, and what its results.csv says of time, memory and progress."""
+    columns = read_curves(run)
+    memory = [value for value in columns.get("memory_gb", ()) if value is not None]
+    return {
+        "seed": run.seed,
+        "folder": str(run.folder),
+        "values": {key: measured.metrics[key] for key in KEYS},
+        "per_class": measured.metrics["per_class"],
+        "seconds_per_step": seconds_per_step(columns),
+        "memory_gb": max(memory, default=None),
+        "epochs": [int(epoch) for epoch in columns.pop("epoch")],
+        "curves": columns,
+    }
+
+
+def read_curves(run: Run) -> dict[str, list[float | None]]:
+    """The columns of results.csv; None where a cell is empty or not finite."""
+    with open(run.folder / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    cells = {column: [row[column] or "nan" for row in rows] for column in (rows[0] if rows else ["epoch"])}
+    return {
+        column: [float(cell) if math.isfinite(float(cell)) else None for cell in column_cells]
+        for column, column_cells in cells.items()
+    }
+
+
+def seconds_per_step(columns: Mapping[str, Sequence[float | None]]) -> float | None:
+    """Median over the epochs of an epoch's seconds per batch; None where results.csv does not count steps."""
+    steps, seconds = columns.get("step", ()), columns.get("seconds", ())
+    before = [0.0, *steps][: len(steps)]
+    triples = [t for t in zip(before, steps, seconds, strict=False) if None not in t and t[1] > t[0]]
+    return statistics.median(spent / (end - start) for start, end, spent in triples) if triples else None
+
+
+def pick_pictures(of: Mapping[str, Sequence[Measured]], base: Sequence[Measured], ids, names) -> list[dict]:
+    """The pictures that a loss and the baseline score most differently, at most 12, largest difference first.
+
+    The difference is the mean over the seeds; at most four pictures of a loss.
+    """
+    found = []
+    for loss, runs in of.items():
+        change = np.mean([one.scores - other.scores for one, other in zip(runs, base, strict=True)], axis=0)
+        change = np.nan_to_num(change)
+        order = np.argsort(-np.abs(change), kind="stable")[:PICTURES_PER_LOSS]
+        found += [
+            {"picture_id": ids[n], "name": names[n], "difference": float(change[n]), "loss": loss}
+            for n in order
+            if change[n]
+        ]
+    return sorted(found, key=lambda picture: -abs(picture["difference"]))[:MOST_PICTURES]
+
+
+def without_nan(value):
+    """The same content with None for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _difference(runs: Sequence[Measured], base: Sequence[Measured], truth: dict) -> dict:
+    """The part "differences" of one loss, not yet judged; a class without boxes is left out."""
+    found = {}
+    for number, key in enumerate(MEASURES):
+        found[key] = _paired(
+            [[run.metrics[key] for run in some] for some in (runs, base)],
+            [[run.resampled[:, number] for run in some] for some in (runs, base)],
+            len(truth["images"]),
+        )
+    per_class = {}
+    for number, category in enumerate(truth["categories"]):
+        values = [[run.metrics["per_class"][category["name"]]["AP"] for run in some] for some in (runs, base)]
+        if NOTHING not in values[0] + values[1]:
+            resampled = [[run.by_class[:, number] for run in some] for some in (runs, base)]
+            per_class[category["name"]] = _paired(values, resampled, len(truth["images"]))
+    return found | {"per_class": per_class}
+
+
+def _paired(values: list, resampled: list, num_pictures: int) -> dict:
+    """``compare_paired`` of a loss and the baseline, each with its (S,) values and (S, B) resampled ones."""
+    return compare_paired(*np.array(values), *np.array(resampled), num_pictures=num_pictures)._asdict()
+
+
+def _judge(differences: Sequence[dict], num_seeds: int) -> None:
+    """Add p_holm, over all the losses compared with the baseline, and the verdict."""
+    known = [difference for difference in differences if difference["p"] is not None]
+    for difference, p_holm in zip(known, holm([d["p"] for d in known]), strict=True):
+        difference["p_holm"] = p_holm
+    for difference in differences:
+        difference.setdefault("p_holm", None)
+        fields = {key: value for key, value in difference.items() if key != "p_holm"}
+        difference["verdict"] = verdict(Difference(**fields), difference["p_holm"], num_seeds)
+
+
+def _side_by_side(truth: dict, rows: Sequence[np.ndarray]) -> tuple[dict, np.ndarray]:
+    """The pictures once for every run, under new numbers, with that run's detections: one large data set."""
+    places = {image["id"]: n for n, image in enumerate(truth["images"])}
+    count, images, annotations, found = len(places), [], [], [np.zeros((0, 7))]
+    for turn, some in enumerate(rows):
+        images += [image | {"id": turn * count + places[image["id"]]} for image in truth["images"]]
+        annotations += [
+            box | {"id": len(annotations) + row + 1, "image_id": turn * count + places[box["image_id"]]}
+            for row, box in enumerate(truth["annotations"])
+        ]
+        moved = some.copy()
+        moved[:, 0] = [turn * count + places[int(picture)] for picture in some[:, 0]]
+        found.append(moved)
+    return truth | {"images": images, "annotations": annotations}, np.concatenate(found)
