@@ -53,7 +53,14 @@ from utils.training.run_folder import make_run_folder
 from utils.training.schedule import lr_factor, warmup_steps
 from utils.training.state import TrainState, start_state
 from utils.training.transfer import load_weights
-from val import check_names, evaluate, format_metrics, save_val_pictures, write_metrics
+from val import (
+    check_names,
+    describe_measurement,
+    evaluate,
+    format_metrics,
+    save_val_pictures,
+    write_metrics,
+)
 
 FEW_STEPS = 1000  # of the optimiser: below it a detector has barely begun to learn
 
@@ -274,7 +281,8 @@ def finish(folder: Path, data: Data, cfg: Config, device: torch.device, *, plots
     detector = load_detector(best, str(device))
     result = evaluate(detector.model, data.val, data.truth, cfg=cfg.val, device=device)
     print(f"\n{best}:\n{format_metrics(result.metrics, len(data.val.dataset.index.sizes))}")
-    write_metrics(folder, result)
+    measurement = describe_measurement(data.val.dataset.index, data.spec, cfg, weights=best)
+    write_metrics(folder, result, measurement)
     if plots:
         plot_run(folder)
         save_val_pictures(folder, detector.model, data.val, data.spec.names, cfg=cfg.val)

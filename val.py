@@ -119,7 +119,7 @@ def describe_measurement(index: Index, spec: DataSpec, config: Config, *, weight
     return {"data": data, "protocol": protocol | {"evaluator": cfg.evaluator}}
 
 
-def write_metrics(folder: Path, evaluation: Evaluation, measurement: Mapping = {}) -> None:
+def write_metrics(folder: Path, evaluation: Evaluation, measurement: Mapping) -> None:
     """metrics.json: COCO's twelve figures, precision and recall, each class, the time of each stage.
 
     ``measurement`` is ``describe_measurement``'s.

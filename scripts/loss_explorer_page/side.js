@@ -57,7 +57,7 @@ function drawSide() {
   byId("bin-value").textContent = `Bin ${side.active} holds ${share} % of the probability.`;
 
   const width = byId("side-drawing").clientWidth, height = byId("side-drawing").clientHeight;
-  const frame = { left: 46, right: width - 12, top: 56, bottom: Math.round(height * 0.55) };
+  const frame = { left: 46, right: width - 12, top: 62, bottom: Math.round(height * 0.56) };
   const x = scale([-0.6, NUM_BINS - 0.4], [frame.left, frame.right]);
   side.y = scale([0, 1], [frame.bottom, frame.top]);
   side.x = x;
@@ -70,7 +70,7 @@ function drawBars(frame, numbers) {
   axes.replaceChildren();
   marks.replaceChildren();
   const [left, right] = [frame.left, frame.right];
-  draw(axes, "rect", { x: left, y: frame.top - 20, width: right - left, height: frame.bottom - frame.top + 20, class: "catch" });
+  draw(axes, "rect", { x: left, y: frame.top, width: right - left, height: frame.bottom - frame.top, class: "catch" });
   drawAxes(axes, frame, x, y, BINS.map((i) => [i, String(i)]), ticks(0, 1, 5));
   draw(axes, "text", { x: 0, y: 14, class: "title" }, "probability of each bin");
   const half = (x(1) - x(0)) * 0.4;
@@ -85,8 +85,8 @@ function drawBars(frame, numbers) {
     if (p > 0) draw(marks, "rect", place);
   });
   const truth = x(numbers.distance), mean = x(numbers.integral), reach = numbers.sigma * (x(1) - x(0)), level = frame.top - 10;
-  draw(marks, "line", { x1: truth, x2: truth, y1: frame.top - 24, y2: frame.bottom, class: "target" });
-  labelLine(marks, frame, truth, frame.top - 17, `true distance ${numbers.distance.toFixed(2)}`, "target");
+  draw(marks, "line", { x1: truth, x2: truth, y1: frame.top - 36, y2: frame.bottom, class: "target" });
+  labelLine(marks, frame, truth, frame.top - 27, `true distance ${numbers.distance.toFixed(2)}`, "target");
   draw(marks, "line", { x1: mean, x2: mean, y1: level, y2: frame.bottom, class: "mean" });
   const from = Math.max(mean - reach, frame.left), to = Math.min(mean + reach, frame.right);
   draw(marks, "line", { x1: from, x2: to, y1: level, y2: level, class: "reach" });

@@ -42,7 +42,7 @@ class CenterAssigner:
 
 
 def _centre_cells(boxes: Tensor, levels: Levels) -> Iterator[Tensor]:
-    """For each level (B, M) the anchor point of the cell that holds the centre; no point of its own if none."""
+    """For each level (B, M) the point of the cell that holds the centre; none of the level's if outside."""
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2
     for start, (_, width, stride) in level_starts(levels):
         column, row = (centre / stride).floor().long().unbind(-1)

@@ -11,7 +11,7 @@ EXAMPLES = """
 
 
 def compare_parser() -> argparse.ArgumentParser:
-    """Flags of compare.py itself. They are not completed from prefixes: ``--seed`` must not become --seeds."""
+    """Flags of compare.py itself, not completed from prefixes: ``--seed`` must not become --seeds."""
     parser = argparse.ArgumentParser(
         prog="compare.py",
         usage="python compare.py [YAML] [flags] [any flag of train.py]",

@@ -94,8 +94,8 @@ def check_recipes(found: Sequence[Finished]) -> None:
 def group_by_loss(found: Sequence[Finished]) -> dict[str, list[Finished]]:
     """Runs of the same loss settings under one name, in the order in which they were given.
 
-    The name is the stem of the --loss file (``DEFAULT`` where there was none), with the settings changed by other
-    ways; where other settings have that name already, with all settings in which it differs from them.
+    The name is the stem of the --loss file (``DEFAULT`` where there was none), with the settings changed in
+    other ways; where other settings have that name already, with all in which it differs from them.
     """
     groups: dict[str, list[Finished]] = {}
     for item in found:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask
 
-from utils.metrics.coco import RECALLS, _run_hotcoco, _run_pycocotools
+from utils.metrics.coco import RECALLS, start_evaluation
 
 MEASURES = ("AP", "AP50", "AP75")
 _MEASURED_LEVELS = (slice(None), slice(0, 1), slice(5, 6))  # of the L thresholds, one for each measure
@@ -68,8 +68,7 @@ def match_detections(truth: dict, rows: np.ndarray, evaluator: str = "hotcoco") 
 def _evaluate_pictures(truth: dict, rows: np.ndarray, evaluator: str) -> list:
     """COCO's record of each class in each picture, None or left out where there is nothing."""
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _run_hotcoco(truth, rows) if evaluator == "hotcoco" else None
-        evaluation = evaluation or _run_pycocotools(truth, rows)
+        evaluation = start_evaluation(truth, rows, evaluator)
         evaluation.params.areaRng, evaluation.params.areaRngLbl = _EVERYWHERE, ["all"]
         evaluation.params.maxDets = [_MOST]
         evaluation.evaluate()

@@ -104,11 +104,16 @@ def evaluate_detections(truth: dict, detections: np.ndarray, evaluator: str = "h
 def _accumulate(truth: dict, detections: np.ndarray, evaluator: str) -> tuple[np.ndarray, ...]:
     """COCO's arrays: precision (10, 101, C, 4, 3), recall (10, C, 4, 3), scores like precision."""
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _run_hotcoco(truth, detections) if evaluator == "hotcoco" else None
-        evaluation = evaluation or _run_pycocotools(truth, detections)
+        evaluation = start_evaluation(truth, detections, evaluator)
         evaluation.evaluate()
         evaluation.accumulate()
     return tuple(np.asarray(evaluation.eval[key]) for key in ("precision", "recall", "scores"))
+
+
+def start_evaluation(truth: dict, detections: np.ndarray, evaluator: str):
+    """The evaluator's ``COCOeval``, before ``evaluate()``; both evaluators have the same methods."""
+    evaluation = _run_hotcoco(truth, detections) if evaluator == "hotcoco" else None
+    return evaluation or _run_pycocotools(truth, detections)
 
 
 def _run_hotcoco(truth: dict, detections: np.ndarray):
