@@ -2,8 +2,8 @@
 
 One page without a library or a connection, put together from scripts/loss_explorer_page/. Its formulas are
 JavaScript; the numbers written here from the project's own functions are what the page, on opening, and
-tests/scripts/test_loss_explorer.py hold them against. The same file comes out on every machine: what is written
-has few digits. Scores and targets are in [0, 1], distances in bins (strides).
+tests/scripts/test_loss_explorer.py hold them against. The same file comes out on every machine: what is
+written has few digits. Scores and targets are in [0, 1], distances in bins (strides).
 """
 
 import itertools
@@ -71,7 +71,7 @@ def side_numbers(logits: Tensor, distance: float) -> dict[str, float]:
 
 
 def checks() -> dict[str, list]:
-    """What the page compares itself with: numbers of the Python functions, in float64, at settings of all kinds."""
+    """What the page compares itself with: numbers of the Python functions, in float64, at many settings."""
     logits = torch.tensor(CHECKED_LOGITS, dtype=torch.float64)
     class_rows = []
     grid = itertools.product(CLASS_LOSSES, CHECKED_TARGETS, CHECKED_EXPONENTS, CHECKED_ALPHAS)
@@ -90,7 +90,7 @@ def checks() -> dict[str, list]:
 def checked_sides(number: int) -> list[Tensor]:
     """Two (R,) logits in quarters: a peak, whose place and width vary with ``number``, and a ragged one."""
     bins = torch.arange(NUM_BINS, dtype=torch.float64)
-    peak = -(bins - 2.5 * number).abs() * (number + 1) / 2
+    peak = -(bins - 2.5 * number).abs() * (number + 1)
     ragged = (bins * 7 + number * 5) % 11 / 4
     return [(peak * 4).round() / 4, ragged]
 
@@ -116,7 +116,8 @@ def _table_row(name: str) -> str:
     tick = f'<input type="checkbox" id="show-{name}" checked aria-label="draw {name}">'
     head = f'<label class="tick-box">{tick}<span class="swatch {name}"></span>{name}</label>'
     cells = "".join(f'<td id="{name}-{column}"></td>' for column in ("loss", "gradient", "rest"))
-    return f'      <tr><th title="{NAMES[name]} loss">{head}</th><td class="math">{FORMULAS[name]}</td>{cells}</tr>\n'
+    formula = f'<td class="math">{FORMULAS[name]}</td>'
+    return f'      <tr><th title="{NAMES[name]} loss">{head}</th>{formula}{cells}</tr>\n'
 
 
 def _read(name: str) -> str:

@@ -33,7 +33,8 @@ function drawClassScore() {
 
 // The range of the axis: what the shown curves do between scores of 0.05 and 0.95.
 function classRange(curves, gradient) {
-  const seen = Object.values(curves).flatMap((values) => values.filter((_, i) => SCORES[i] >= 0.05 && SCORES[i] <= 0.95));
+  const inner = (_, i) => SCORES[i] >= 0.05 && SCORES[i] <= 0.95;
+  const seen = Object.values(curves).flatMap((values) => values.filter(inner));
   const high = niceTop(Math.max(0.005, ...seen));
   const low = gradient ? Math.min(0, ...seen) : 0;
   return [low < -1e-9 ? -niceTop(-low) : 0, gradient && Math.max(0, ...seen) === 0 ? 0 : high];
@@ -52,11 +53,12 @@ function drawCurves(settings, rests) {
   const x = scale([0, 1], [frame.left, frame.right]), y = scale(range, [frame.bottom, frame.top]);
 
   drawing.replaceChildren();
-  const clip = draw(draw(drawing, "defs", {}), "clipPath", { id: "class-clip" });
-  draw(clip, "rect", { x: frame.left, y: frame.top - 2, width: frame.right - frame.left, height: frame.bottom - frame.top + 4 });
+  drawClip(drawing, frame, "class-clip", 2);
   drawAxes(drawing, frame, x, y, ticks(0, 1, width < 500 ? 5 : 10), ticks(...range, 5));
-  draw(drawing, "text", { x: 0, y: 16, class: "title" }, settings.gradient ? "gradient of the loss by the logit z" : "loss");
-  draw(drawing, "text", { x: frame.right, y: height - 4, class: "title", "text-anchor": "end" }, "score s = sigmoid(z)");
+  const title = settings.gradient ? "gradient of the loss by the logit z" : "loss";
+  draw(drawing, "text", { x: 0, y: 16, class: "title" }, title);
+  const corner = { x: frame.right, y: height - 4, "text-anchor": "end" };
+  draw(drawing, "text", { ...corner, class: "title" }, "score s = sigmoid(z)");
 
   draw(drawing, "line", { x1: x(target), x2: x(target), y1: frame.top - 6, y2: frame.bottom, class: "target" });
   labelLine(drawing, frame, x(target), frame.top - 1, `target ${target.toFixed(2)}`, "target");

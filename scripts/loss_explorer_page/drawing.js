@@ -5,9 +5,13 @@ const byId = (id) => document.getElementById(id);
 
 function draw(parent, name, attributes, text) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  place(node, attributes);
   if (text !== undefined) node.textContent = text;
   return parent.appendChild(node);
+}
+
+function place(node, attributes) {
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
 }
 
 const scale = ([from, to], [start, end]) => (value) => start + ((value - from) / (to - from)) * (end - start);
@@ -16,7 +20,7 @@ const path = (points) => "M" + points.map(([x, y]) => `${x.toFixed(1)} ${y.toFix
 
 // Four decimals; what they would round to nothing, in powers of ten.
 function show(value) {
-  const small = Math.abs(value) < 5e-4 && Math.abs(value) > 1e-12;
+  const small = Math.abs(value) < 1e-3 && Math.abs(value) > 1e-12;
   const text = small ? value.toExponential(2) : value.toFixed(4);
   return text.replace(/^-(0\.0+)$/, "$1").replaceAll("-", "\u2212");
 }
@@ -38,7 +42,8 @@ function ticks(low, high, most) {
 function drawAxes(layer, frame, x, y, xTicks, yTicks) {
   for (const [value, text] of yTicks) {
     const level = y(value);
-    draw(layer, "line", { x1: frame.left, x2: frame.right, y1: level, y2: level, class: value === 0 ? "zero" : "grid" });
+    const style = value === 0 ? "zero" : "grid";
+    draw(layer, "line", { x1: frame.left, x2: frame.right, y1: level, y2: level, class: style });
     draw(layer, "text", { x: frame.left - 8, y: level + 4, class: "tick", "text-anchor": "end" }, text);
   }
   for (const [value, text] of xTicks) {
@@ -46,11 +51,18 @@ function drawAxes(layer, frame, x, y, xTicks, yTicks) {
   }
 }
 
+// Cuts what uses it off at the frame, give or take a few px.
+function drawClip(layer, frame, id, spare) {
+  const clip = draw(draw(layer, "defs", {}), "clipPath", { id });
+  const [width, height] = [frame.right - frame.left, frame.bottom - frame.top];
+  draw(clip, "rect", { x: frame.left, y: frame.top - spare, width, height: height + 2 * spare });
+}
+
 // A label beside a vertical line, on the side where there is room.
 function labelLine(layer, frame, at, level, text, style) {
   const left = at > (frame.left + frame.right) / 2;
-  const place = { x: at + (left ? -6 : 6), y: level, class: `mark ${style}`, "text-anchor": left ? "end" : "start" };
-  return draw(layer, "text", place, text);
+  const anchor = { x: at + (left ? -6 : 6), y: level, "text-anchor": left ? "end" : "start" };
+  draw(layer, "text", { ...anchor, class: `mark ${style}` }, text);
 }
 
 // Calls follow(x, y) in px of the drawing while a pointer is held down on it.

@@ -4,7 +4,7 @@
 const LEAST = 1e-6; // probability of a bin: a softmax never gives 0
 const START_SLOPE = -0.3; // the head's bias of bin i at the start of training is -0.3 i
 const BINS = Array.from({ length: NUM_BINS }, (_, i) => i);
-const side = { probabilities: [], active: 2, pressed: null };
+const side = { probabilities: [], active: 2, pressed: null }; // with bars, and the scales x, y and binAt
 
 function normalise(weights) {
   const sum = weights.reduce((a, b) => a + b, 0);
@@ -61,6 +61,7 @@ function drawSide() {
   const x = scale([-0.6, NUM_BINS - 0.4], [frame.left, frame.right]);
   side.y = scale([0, 1], [frame.bottom, frame.top]);
   side.x = x;
+  side.binAt = scale([frame.left, frame.right], [-0.6, NUM_BINS - 0.4]);
   drawBars(frame, numbers);
   drawLossByDistance({ ...frame, top: frame.bottom + 56, bottom: height - 40 }, x, numbers);
 }
@@ -69,28 +70,28 @@ function drawBars(frame, numbers) {
   const { x, y } = side, [axes, marks] = [byId("bar-axes"), byId("bar-marks")];
   axes.replaceChildren();
   marks.replaceChildren();
-  const [left, right] = [frame.left, frame.right];
-  draw(axes, "rect", { x: left, y: frame.top, width: right - left, height: frame.bottom - frame.top, class: "catch" });
+  const { left, right, top, bottom } = frame;
+  place(byId("bar-room"), { x: left, y: top, width: right - left, height: bottom - top });
   drawAxes(axes, frame, x, y, BINS.map((i) => [i, String(i)]), ticks(0, 1, 5));
   draw(axes, "text", { x: 0, y: 14, class: "title" }, "probability of each bin");
   const half = (x(1) - x(0)) * 0.4;
   side.bars.forEach((bar, i) => {
-    const top = y(side.probabilities[i]), place = { x: x(i) - half, y: top, width: 2 * half, height: frame.bottom - top };
-    for (const [key, value] of Object.entries(place)) bar.setAttribute(key, value);
-    bar.setAttribute("aria-valuenow", side.probabilities[i].toFixed(4));
-    bar.setAttribute("tabindex", i === side.active ? 0 : -1);
+    const p = side.probabilities[i];
+    place(bar, { x: x(i) - half, y: y(p), width: 2 * half, height: bottom - y(p) });
+    place(bar, { "aria-valuenow": p.toFixed(4), tabindex: i === side.active ? 0 : -1 });
   });
   twoBinCode(numbers.distance).forEach((p, i) => {
-    const place = { x: x(i) - half, y: y(p), width: 2 * half, height: frame.bottom - y(p), class: "wanted" };
-    if (p > 0) draw(marks, "rect", place);
+    const bounds = { x: x(i) - half, y: y(p), width: 2 * half, height: bottom - y(p) };
+    if (p > 0) draw(marks, "rect", { ...bounds, class: "wanted" });
   });
-  const truth = x(numbers.distance), mean = x(numbers.integral), reach = numbers.sigma * (x(1) - x(0)), level = frame.top - 10;
-  draw(marks, "line", { x1: truth, x2: truth, y1: frame.top - 36, y2: frame.bottom, class: "target" });
-  labelLine(marks, frame, truth, frame.top - 27, `true distance ${numbers.distance.toFixed(2)}`, "target");
-  draw(marks, "line", { x1: mean, x2: mean, y1: level, y2: frame.bottom, class: "mean" });
-  const from = Math.max(mean - reach, frame.left), to = Math.min(mean + reach, frame.right);
+  const truth = x(numbers.distance), mean = x(numbers.integral), level = top - 10;
+  draw(marks, "line", { x1: truth, x2: truth, y1: top - 36, y2: bottom, class: "target" });
+  labelLine(marks, frame, truth, top - 27, `true distance ${numbers.distance.toFixed(2)}`, "target");
+  draw(marks, "line", { x1: mean, x2: mean, y1: level, y2: bottom, class: "mean" });
+  const reach = numbers.sigma * (x(1) - x(0)), from = Math.max(mean - reach, left), to = Math.min(mean + reach, right);
   draw(marks, "line", { x1: from, x2: to, y1: level, y2: level, class: "reach" });
-  labelLine(marks, frame, mean > (left + right) / 2 ? from : to, level + 4, `integral ${numbers.integral.toFixed(2)} \u00b1 \u03c3`, "mean");
+  const text = `integral ${numbers.integral.toFixed(2)} \u00b1 \u03c3`;
+  labelLine(marks, frame, mean > (left + right) / 2 ? from : to, level + 4, text, "mean");
 }
 
 // DFL of this distribution for every true distance: straight from bin to bin; below it the least it could be.
@@ -98,11 +99,11 @@ function drawLossByDistance(frame, x, numbers) {
   const layer = byId("loss-by-distance"), { dfl, minimum, distance } = numbers;
   layer.replaceChildren();
   const top = niceTop(Math.max(3, 1.3 * dfl)), y = scale([0, top], [frame.bottom, frame.top]);
-  const clip = draw(draw(layer, "defs", {}), "clipPath", { id: "side-clip" });
-  draw(clip, "rect", { x: frame.left, y: frame.top, width: frame.right - frame.left, height: frame.bottom - frame.top + 2 });
+  drawClip(layer, frame, "side-clip", 1);
   drawAxes(layer, frame, x, y, BINS.map((i) => [i, String(i)]), ticks(0, top, 4));
   draw(layer, "text", { x: 0, y: frame.top - 14, class: "title" }, "DFL of this distribution, by true distance");
-  draw(layer, "text", { x: frame.right, y: frame.bottom + 35, class: "title", "text-anchor": "end" }, "distance in bins = strides");
+  const corner = { x: frame.right, y: frame.bottom + 35, "text-anchor": "end" };
+  draw(layer, "text", { ...corner, class: "title" }, "distance in bins = strides");
   const fine = Array.from({ length: 20 * (NUM_BINS - 1) + 1 }, (_, i) => i / 20);
   const arches = fine.map((d) => [x(d), y(twoBinEntropy(d, NUM_BINS))]);
   draw(layer, "path", { d: path(arches), class: "arches" });
@@ -135,7 +136,7 @@ function startSide() {
   const drawing = byId("side-drawing");
   side.bars = BINS.map((i) => {
     const bar = draw(byId("bars"), "rect", { class: "bar", role: "slider", "aria-label": `bin ${i}` });
-    for (const [key, value] of Object.entries({ min: 0, max: 1 })) bar.setAttribute(`aria-value${key}`, value);
+    place(bar, { "aria-valuemin": 0, "aria-valuemax": 1 });
     bar.addEventListener("focus", () => {
       side.active = i;
       drawSide();
@@ -145,12 +146,14 @@ function startSide() {
   side.probabilities = normalise(PRESETS.spread(Number(byId("distance").value)));
   byId("bars").addEventListener("keydown", editByKey);
   followPointer(drawing, (px, py, first) => {
-    if (first) side.pressed = py < side.y(0) + 24 ? Math.round(-0.6 + ((px - 46) / (drawing.clientWidth - 58)) * NUM_BINS) : null;
+    if (first) side.pressed = py < side.y(0) + 24 ? Math.round(side.binAt(px)) : null;
     if (side.pressed === null) return;
     side.active = clamp(side.pressed, 0, NUM_BINS - 1);
     setBin(side.active, (side.y(0) - py) / (side.y(0) - side.y(1)));
     drawSide();
   });
+  const hold = (event) => side.pressed === null || event.preventDefault(); // touch-action does not hold inside an SVG
+  drawing.addEventListener("touchmove", hold, { passive: false }); // so a finger on a bar would scroll the page
   for (const button of document.querySelectorAll("[data-preset]")) {
     button.addEventListener("click", () => {
       side.probabilities = normalise(PRESETS[button.dataset.preset](Number(byId("distance").value)));

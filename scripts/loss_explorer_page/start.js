@@ -22,9 +22,9 @@ function largestDifference() {
 
 function reportChecks() {
   const { count, largest } = largestDifference(), fine = largest < 1e-6;
-  byId("checks").textContent = fine
-    ? `On opening, this page compared its formulas with ${count} numbers from the Python functions: all agree to six decimals.`
-    : `This page does not agree with the Python functions it was made from (largest difference ${largest}): do not trust it.`;
+  const agreed = `compared its formulas with ${count} numbers from the Python functions: all agree to six decimals.`;
+  const failed = `does not agree with the Python functions it was made from (by ${largest}): do not trust it.`;
+  byId("checks").textContent = fine ? `On opening, this page ${agreed}` : `This page ${failed}`;
   byId("checks").classList.toggle("wrong", !fine);
 }
 
