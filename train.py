@@ -130,7 +130,7 @@ def train(settings: Resolved, data: Data, state: TrainState, folder: Path, *, de
     if first_rank:
         describe(settings, state.model, data, folder, device=device, plots=not args.noplots)
     model = distributed.wrap(state.model, device, sync_bn=cfg.train.sync_bn)
-    anatomy = LossAnatomy(cfg.train.anatomy_every if first_rank else 0, state.model.strides)
+    anatomy = LossAnatomy(cfg.train.anatomy_every, state.model.strides)
     if first_rank:
         log = ResultsLog(folder, epochs_done=state.epoch)
         inside = CsvLog(folder / "anatomy.csv", anatomy.columns, epochs_done=state.epoch)
@@ -142,9 +142,9 @@ def train(settings: Resolved, data: Data, state: TrainState, folder: Path, *, de
             model, state, data.train, cfg, device=device, statistics=statistics, anatomy=anatomy
         )
         done = state.epoch >= cfg.train.epochs
-        assignment = {"epoch": state.epoch} | statistics.row()
+        looked, assignment = anatomy.rows(state.epoch), {"epoch": state.epoch} | statistics.row()
         if first_rank:
-            inside.write(anatomy.rows(state.epoch))
+            inside.write(looked)
             assigned.write([assignment])
             if done or state.epoch % cfg.train.val_every == 0:
                 row |= validate(state, data, cfg, device)

@@ -42,12 +42,9 @@ from val import check_names
 
 SETTINGS = {"data": "data.path", "imgsz": "data.imgsz", "label_errors": "data.label_errors"}
 MARKERS = "osD^p"  # by level, finest first: circle, square, diamond, triangle, pentagon
-LARGEST, FILLED, GROWTH = (
-    6.5,
-    0.55,
-    0.35,
-)  # of markers, finest level: points, share of a cell; each level more
-RING = 2.2  # of what the fall-back gave, in diameters of its marker
+LARGEST, FILLED = 6.5, 0.55  # of the finest level's markers: points, share of a cell
+GROWTH = 0.35  # of the markers from level to level, share of the finest
+RING = 2.2  # of what the fallback gave, in diameters of its marker
 TILE, WIDEST, DPI = 6.4, 26.0, 100  # inches of a column, most of a file; dots per inch
 FADED = 0.45  # how far the picture is mixed with white, so that points stand out
 
@@ -176,7 +173,7 @@ def draw(path: Path, batch: Batch, columns: list[Column], *, title: str, device:
         points, fallen = int(match.positive.sum()), int(match.fallback.sum())
         real = int((batch.truth.valid & ~batch.truth.ignore).sum())
         name = f"{column.name}: {column.config.assigner.name}"
-        axes.set_title(f"{name}\n{points} points for {real} boxes, {fallen} by the fall-back", fontsize=10)
+        axes.set_title(f"{name}\n{points} points for {real} boxes, {fallen} by the fallback", fontsize=10)
     legend = _legend(_diameters(tile, width, pred.levels), pred.levels)
     figure.legend(handles=legend, loc="outside lower center", ncols=7, fontsize=9, frameon=False)
     figure.savefig(path)
@@ -200,7 +197,7 @@ def _diameters(tile: float, width: int, levels) -> list[float]:
 
 
 def _draw_points(axes, match: Assignment, pred: Predictions, truth: Targets, diameters: list[float]) -> None:
-    """Positive points; one that the fall-back gave has a ring, and a line to its truth's centre."""
+    """Positive points; one that the fallback gave has a ring, and a line to its truth's centre."""
     centres = ((truth.boxes[0, :, :2] + truth.boxes[0, :, 2:]) / 2).numpy()
     points, strides = pred.points.cpu().numpy(), pred.strides[:, 0].cpu().numpy()
     fallback = match.fallback[0].cpu().numpy()
@@ -226,7 +223,7 @@ def _legend(diameters: list[float], levels) -> list:
         for marker, diameter, (_, _, stride) in zip(MARKERS, diameters, levels, strict=False)
     ]
     ring = {"marker": "o", "markersize": RING * diameters[0], "linestyle": "none", "color": "black"}
-    handles.append(Line2D([], [], fillstyle="none", label="given by the fall-back", **ring))
+    handles.append(Line2D([], [], fillstyle="none", label="given by the fallback", **ring))
     return [*handles, Patch(fill=False, hatch="////", label="ignore region")]
 
 

@@ -12,9 +12,7 @@ class Predictions(NamedTuple):
     ltrb_logits: Tensor  # (B, A, 4, R) one distribution per box side
     points: Tensor  # (A, 2) anchor points: xy, input pixels, cell centres
     strides: Tensor  # (A, 1) input pixels per cell
-    levels: tuple[
-        tuple[int, int, int], ...
-    ]  # (height, width, stride) of each level's feature map, finest first
+    levels: tuple[tuple[int, int, int], ...]  # height, width and stride of every level, finest first
 
 
 class Targets(NamedTuple):

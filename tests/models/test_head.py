@@ -147,6 +147,9 @@ def test_the_quality_branch_adds_one_logit_to_all_classes_and_does_not_see_where
     torch.testing.assert_close(added, added[..., :1].expand_as(added))
     assert added.abs().min() > 1e-3
     torch.testing.assert_close(head.quality_branch(sides), head.quality_branch(sides.roll(3, -1)))
+    # As in the paper the class loss trains the distributions, too.
+    (slope,) = torch.autograd.grad(head.quality_branch(sides).sum(), sides)
+    assert slope.abs().max() > 0
 
 
 def test_levels_do_not_share_weights():

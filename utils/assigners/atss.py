@@ -28,7 +28,7 @@ class ATSSAssigner:
     Deviation from the paper: the range mask takes the place of its last condition, that a point lies inside
     the truth. It cannot come before the threshold: most of the points inside a small truth lie on the finest
     level and have the same IoU, and mean plus deviation would lie above it. The same happens, on three
-    levels, to a truth whose size lies midway between two levels' anchors: it is left to the fall-back.
+    levels, to a truth whose size lies midway between two levels' anchors: it is left to the fallback.
     """
 
     def __init__(self, *, top_k: int = 9, num_levels: int = 3, reach: int | None = None):

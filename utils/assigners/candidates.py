@@ -68,7 +68,7 @@ def rate_candidates(
     row = (candidates.index + first).flatten()
     near = boxes.flatten(0, 1).index_select(0, row).view(*candidates.index.shape, 4)
     iou = aligned_iou(near, truth.boxes.unsqueeze(2))
-    labels = truth.labels.clamp(min=0).unsqueeze(-1).expand_as(candidates.index).flatten()
+    labels = truth.labels.unsqueeze(-1).expand_as(candidates.index).flatten()
     score = scores.flatten().index_select(0, row.mul_(num_classes).add_(labels))
     return score.view_as(candidates.index).float(), iou
 

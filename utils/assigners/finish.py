@@ -47,11 +47,11 @@ def without_point(owner: Tensor, truth: Targets) -> Tensor:
 def _bid_for_free_points(owner: Tensor, truth: Targets, levels: Levels, reach: int) -> Tensor:
     """The owners after up to 8 rounds of bidding; P truths without a point, in order, bid at once."""
     missing = without_point(owner, truth)
-    most = _most_bidders(missing)
-    if most == 0:
+    if missing.device.type == "cpu" and not missing.any():
         return owner
-    number, left = _numbers(missing, most)  # (B, P)
+    number, left = places_of(missing, missing.shape[1])  # (B, P)
     wishes = _nearest_points(truth.boxes.gather(1, number.unsqueeze(-1).expand(-1, -1, 4)), levels, reach)
+    most = number.shape[1]
     order = most - 1 - torch.arange(most, device=owner.device)
     for _ in range(_ROUNDS):
         if left.device.type == "cpu" and not left.any():
@@ -69,18 +69,22 @@ def _bid_for_free_points(owner: Tensor, truth: Targets, levels: Levels, reach: i
     return owner
 
 
-def _most_bidders(missing: Tensor) -> int:
-    """P: room for all truths or, on a CPU, where it costs nothing to ask, for as many as bid in a picture."""
-    return int(missing.sum(1).max()) if missing.device.type == "cpu" else missing.shape[1]
+def places_of(mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """(B, N) mask -> the places where it holds, in order, and which of them are real: (B, P) int64 and bool.
 
-
-def _numbers(mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """(B, M) -> (B, ``most``) the places where the mask holds, in order, and which of these are real."""
+    P is ``most``, or N if that is less: a size known beforehand, so a GPU is not asked how many there are. No
+    row may hold more. The rest of a row is place 0, not real.
+    """
+    most = _room(mask, min(most, mask.shape[1]))
     slot = (mask.cumsum(1) - 1).where(mask, most)
     place = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    number = torch.zeros(len(mask), most + 1, dtype=torch.int64, device=mask.device).scatter_(1, slot, place)
-    real = torch.arange(most, device=mask.device) < mask.sum(1, keepdim=True)
-    return number[:, :most] * real, real
+    index = torch.zeros(len(mask), most + 1, dtype=torch.int64, device=mask.device).scatter_(1, slot, place)
+    return index[:, :most], torch.arange(most, device=mask.device) < mask.sum(1, keepdim=True)
+
+
+def _room(mask: Tensor, most: int) -> int:
+    """P; on a CPU, where it costs nothing to ask, no more than the fullest row needs, at least 1."""
+    return min(most, max(1, int(mask.sum(1).max()))) if mask.device.type == "cpu" else most
 
 
 def _turns(point: Tensor) -> Tensor:

@@ -17,7 +17,11 @@ TERMS = ("quality", "box", "dfl")
 
 
 class LossAnatomy:
-    """Collects one row every ``every`` steps (0: never), unread on the device until ``rows``."""
+    """Collects one row every ``every`` steps (0: never), unread on the device until ``rows``.
+
+    Where ranks share normalisation statistics (``train.sync_bn``) all of them have to measure, at the same
+    steps: a gradient that passes such a layer is a collective.
+    """
 
     def __init__(self, every: int, strides: Sequence[int]):
         self.every, self.columns = every, anatomy_columns(strides)
@@ -92,10 +96,9 @@ def dissect(loss: Loss, pred: Predictions, features: Sequence[Tensor], *, scale:
 
 
 def gradient_norm(value: Tensor, features: Sequence[Tensor]) -> Tensor:
-    """() L2 norm of the gradient of a scalar at all ``features``; they keep their graph."""
-    gradients = torch.autograd.grad(value, features, retain_graph=True, allow_unused=True)
-    squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
-    return torch.stack(squares).sum().sqrt() if squares else value.new_zeros(())
+    """() L2 norm of a scalar's gradient at all ``features``, on which it depends; the graph is kept."""
+    gradients = torch.autograd.grad(value, features, retain_graph=True)
+    return torch.stack([gradient.float().square().sum() for gradient in gradients]).sum().sqrt()
 
 
 def _with_gradient(feature: Tensor) -> Tensor:

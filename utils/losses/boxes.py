@@ -54,7 +54,7 @@ def aligned_ciou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def aligned_eiou(first: Tensor, second: Tensor) -> Tensor:
-    """Efficient IoU in [-3, 1]: IoU - d^2 / c^2 - (w1 - w2)^2 / cw^2 - (h1 - h2)^2 / ch^2.
+    """Efficient IoU in [-2.25, 1]: IoU - d^2 / c^2 - (w1 - w2)^2 / cw^2 - (h1 - h2)^2 / ch^2.
 
     arXiv:2101.08158, the EIOU loss, with cw and ch the sides of the enclosing box.
     """
@@ -64,7 +64,7 @@ def aligned_eiou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def aligned_siou(first: Tensor, second: Tensor) -> Tensor:
-    """SIoU in [-1.1, 1]: IoU - (distance + shape) / 2 (arXiv:2205.12740).
+    """SIoU in [-1.03, 1]: IoU - (distance + shape) / 2 (arXiv:2205.12740).
 
     With dx, dy the offset of the centres and cw, ch the sides of the enclosing box:
 

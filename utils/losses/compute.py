@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from utils.assigners.finish import places_of
 from utils.config import LossConfig
 from utils.geometry.boxes import aligned_iou
 from utils.geometry.ltrb import boxes_to_ltrb, decode_sides, ltrb_to_boxes
@@ -51,7 +52,7 @@ def compute_loss(pred: Predictions, truth: Targets, assign: Assigner, cfg: LossC
     with torch.no_grad():
         decoded = ltrb_to_boxes(decode_sides(pred.ltrb_logits), pred.points, pred.strides)
         match = assign(pred.cls_logits.sigmoid(), decoded, pred, truth)
-    index, positive = gather_positives(match.positive, truth.labels.shape[1] * assign.most_per_truth)
+    index, positive = places_of(match.positive, truth.labels.shape[1] * assign.most_per_truth)  # (B, P)
     points, strides, true_boxes = pred.points[index], pred.strides[index], _take(match.boxes, index)
     ltrb_logits = _take(pred.ltrb_logits, index)  # (B, P, 4, R)
     boxes = ltrb_to_boxes(decode_sides(ltrb_logits), points, strides)
@@ -85,7 +86,7 @@ def compute_loss(pred: Predictions, truth: Targets, assign: Assigner, cfg: LossC
 def aligned_quality(scores: Tensor, iou: Tensor, truths: Tensor, cfg: LossConfig, num_truths: int) -> Tensor:
     """Task-aligned target of the positives: scores, iou and truths (B, P) -> (B, P).
 
-    arXiv:2108.07755, section 3.2.1: the metric score^alpha * IoU^beta, scaled for each truth so that its
+    arXiv:2108.07755, section 3.2.2: the metric score^alpha * IoU^beta, scaled for each truth so that its
     largest value is the largest IoU among the truth's points. Rows that are no positives have IoU 0, and so
     target 0.
     """
@@ -104,23 +105,6 @@ def _dfl(ltrb_logits: Tensor, ltrb: Tensor) -> Tensor:
     return distribution_focal_loss(ltrb_logits, ltrb).mean(-1)
 
 
-def gather_positives(positive: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """(B, A) mask -> the positives' points, in order, (B, P) int64, and which of the P are real, (B, P) bool.
-
-    P is ``most``, or A if that is less: a size known beforehand, so a GPU is not asked how many there are (on
-    a CPU P is as small as it can be). The rest of a row is point 0, not real.
-    """
-    batch, num_points = positive.shape
-    most = min(most, num_points)
-    if positive.device.type == "cpu":  # where it costs nothing to ask
-        most = min(most, max(1, int(positive.sum(1).max())))
-    slot = (positive.cumsum(1) - 1).where(positive, most)
-    points = torch.arange(num_points, device=positive.device).expand(batch, -1)
-    index = torch.zeros(batch, most + 1, dtype=torch.int64, device=positive.device).scatter_(1, slot, points)
-    real = torch.arange(most, device=positive.device) < positive.sum(1, keepdim=True)
-    return index[:, :most] * real, real
-
-
 def _take(values: Tensor, index: Tensor) -> Tensor:
     """(B, A, ...) at (B, P) -> (B, P, ...)."""
     shape = values.shape[2:]
@@ -128,4 +112,4 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _promote(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -27,7 +27,7 @@ def distribution_focal_loss(logits: Tensor, distance: Tensor) -> Tensor:
     Returns:
         (...) not reduced. Its minimum is the entropy of the two bins, not 0 (``two_bin_entropy``).
     """
-    dtype = torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
+    dtype = torch.promote_types(logits.dtype, torch.float32)
     log_probabilities = logits.log_softmax(-1, dtype=dtype)
     low, above = two_bins(distance.to(dtype), logits.shape[-1])
     pair = log_probabilities.gather(-1, torch.stack((low, low + 1), -1))
@@ -50,7 +50,7 @@ def generalized_focal_loss(logits: Tensor, target: Tensor, values: Tensor, beta:
     Returns:
         (...) not reduced.
     """
-    dtype = torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
+    dtype = torch.promote_types(logits.dtype, torch.float32)
     values = values.to(logits.device, dtype)
     target = target.to(dtype).clamp(values[0], values[-1])
     low = torch.searchsorted(values, target.detach(), right=True).clamp(max=len(values) - 1) - 1

@@ -157,9 +157,8 @@ def binary_cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0)
 
 
 def _promote(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    return logits, target.to(logits.dtype)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(dtype), target.to(dtype)
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def focal_loss_of_mean(
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    dtype = torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
+    dtype = torch.promote_types(logits.dtype, torch.float32)
     return -logits.log_softmax(-1, dtype=dtype).gather(-1, labels[..., None])[..., 0]
 
 

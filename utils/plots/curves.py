@@ -1,4 +1,4 @@
-"""Charts of a run: its results.csv, the labels it trains on, precision over recall.
+"""Charts of a run: its tables (results, anatomy, assignment), the labels it trains on, precision over recall.
 
 T boxes of a whole data set, C classes. Every chart is a ``Figure`` of its own: no global state of pyplot's is
 touched.

@@ -113,17 +113,23 @@ def reference(scene, choose, *, reach=None):
             for a, metric in choose(scene, b, m, candidates, distance).items():
                 bid = -metric, distance[a], m
                 best[a] = min(best.get(a, bid), bid)
-            longest = np.concatenate((points - box[:2], box[2:] - points), 1).max(1)
-            level = np.where(longest <= reach * strides, strides, 1e6 - strides)
-            wishes[m] = np.lexsort((distance, level)).tolist()
+            wishes[m] = wishes_of(box, points, strides, reach)
         for a, (_, _, m) in best.items():
             owner[b, a] = m
-        _serve_the_rest(owner[b], wishes)
+        serve_the_rest(owner[b], wishes)
     return owner
 
 
-def _serve_the_rest(owner, wishes):
-    """In place: truths without a point get the nearest free one, in turn where several want it."""
+def wishes_of(box, points, strides, reach):
+    """Points, most wanted first: finest level that can express the box, else coarsest; then nearest."""
+    longest = np.concatenate((points - box[:2], box[2:] - points), 1).max(1)
+    level = np.where(longest <= reach * strides, strides, 1e6 - strides)
+    distance = ((points - (box[:2] + box[2:]) / 2) ** 2).sum(1)
+    return np.lexsort((distance, level)).tolist()
+
+
+def serve_the_rest(owner, wishes):
+    """In place, one picture: truths without a point get the nearest free one, in turn if several want it."""
     for _ in range(8):
         bids, turns = {}, {}
         for m, wished in wishes.items():

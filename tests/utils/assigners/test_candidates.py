@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.utils.assigners.scenes import serve_the_rest, wishes_of
 from utils.assigners.candidates import Candidates, cells_around, find_candidates, key_index, rank_key, settle
 from utils.assigners.finish import finish, without_point
 from utils.geometry.anchor_points import make_anchor_points
@@ -71,34 +72,10 @@ def reference_finish(owner, truth, levels, reach):
     points, strides = (tensor.double().numpy() for tensor in points_of(levels))
     owner = owner.numpy().copy()
     for b in range(len(owner)):
-        wanted = [m for m in range(truth.labels.shape[1]) if truth.valid[b, m] and not truth.ignore[b, m]]
-        wishes = {
-            m: reference_wishes(truth.boxes[b, m].double().numpy(), points, strides[:, 0], reach)
-            for m in wanted
-        }
-        for _ in range(8):
-            bids, turns = {}, {}
-            for m in wanted:
-                free = [a for a in wishes[m] if owner[b, a] < 0] if m not in owner[b] else []
-                if free:
-                    turn = turns[free[0]] = turns.get(free[0], -1) + 1
-                    if turn < len(free):
-                        bids.setdefault(free[turn], m)
-            for point, m in bids.items():
-                owner[b, point] = m
-        for m in wanted:
-            if m not in owner[b] and (owner[b] < 0).any():
-                owner[b, np.flatnonzero(owner[b] < 0)[0]] = m
+        wanted = (truth.valid & ~truth.ignore)[b].nonzero()[:, 0].tolist()
+        boxes = truth.boxes[b].double().numpy()
+        serve_the_rest(owner[b], {m: wishes_of(boxes[m], points, strides[:, 0], reach) for m in wanted})
     return owner
-
-
-def reference_wishes(box, points, strides, reach):
-    """Points, most wanted first: finest level that can express the box, else coarsest; then nearest."""
-    sides = np.concatenate((points - box[:2], box[2:] - points), 1).max(1)
-    expressible = sides <= reach * strides
-    level = np.where(expressible, strides, 1e6 - strides)
-    distance = ((points - (box[:2] + box[2:]) / 2) ** 2).sum(1)
-    return np.lexsort((distance, level)).tolist()
 
 
 def find_all(truth, levels, reach, **options) -> Candidates:
@@ -282,7 +259,7 @@ def test_room_for_more_bidders_changes_nothing(monkeypatch, size, strides, reach
     levels, truth = make_levels(size, strides), random_truth(size, seed=seed, count=60)
     owner = nobody(truth, levels)
     match = finish(owner, truth, levels, reach)
-    monkeypatch.setattr("utils.assigners.finish._most_bidders", lambda missing: missing.shape[1])
+    monkeypatch.setattr("utils.assigners.finish._room", lambda mask, most: most)
     for mine, theirs in zip(match, finish(owner, truth, levels, reach), strict=True):
         assert torch.equal(mine, theirs)
 

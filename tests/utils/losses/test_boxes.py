@@ -16,7 +16,7 @@ from utils.losses.boxes import SIMILARITIES, aligned_ciou, aligned_siou, box_los
 # Coordinates in eighths of a pixel: float32 holds them and their areas exactly.
 EIGHTH = st.integers(-800, 8000).map(lambda n: n / 8)
 PROPER_SIDE = st.integers(8, 4000).map(lambda n: n / 8)
-LOWEST = {"iou": 0, "giou": -1, "diou": -1, "ciou": -1.5, "eiou": -3, "siou": -1.1}
+LOWEST = {"iou": 0, "giou": -1, "diou": -1, "ciou": -1.5, "eiou": -2.25, "siou": -1.025}
 every_similarity = pytest.mark.parametrize("name", SIMILARITIES)
 
 
@@ -173,6 +173,23 @@ def test_laws(name, first, second):
         assert value < 1 - 1e-6
 
 
+FAR = 1e7  # px
+WORST = {  # a first and a second box that come near the lowest value there is
+    "iou": ((0, 0, 1, 1), (2, 2, 3, 3)),
+    "giou": ((0, 0, 1, 1), (FAR, FAR, FAR + 1, FAR + 1)),
+    "diou": ((0, 0, 1, 1), (FAR, FAR, FAR + 1, FAR + 1)),
+    "ciou": ((0, 0, 1e-3, 10), (0, FAR, 1e4, FAR + 1e-3)),  # upright and lying, one far above the other
+    "eiou": ((0, 0, FAR, 1e-3), (FAR - 1e-3, 0, FAR, FAR)),  # two sides of a square: d^2 / c^2 = 1/4
+    "siou": ((0, 0, 1, 1e-3), (1e4, FAR, 1e4 + 1e-3, FAR + 10)),  # far in x, farther in y: 1 - e^-2 twice
+}
+
+
+@every_similarity
+def test_the_lowest_value_is_reached(name):
+    first, second = (torch.tensor(box).double() for box in WORST[name])
+    assert SIMILARITIES[name](first, second).item() == pytest.approx(LOWEST[name], abs=5e-3)
+
+
 def test_what_each_adds_to_the_iou():
     # Boxes of one IoU with their truth, and one enclosing box: whatever else tells them apart shows.
     second = torch.tensor([0.0, 0, 8, 8])
@@ -206,7 +223,7 @@ def test_every_pair_of_boxes_has_a_finite_value_and_gradient(name, scale):
     value = box_loss(first.unsqueeze(1), second.unsqueeze(0), name)
     gradients = torch.autograd.grad(value.sum(), (first, second))
     assert value.isfinite().all()
-    assert (value >= 0).all() and (value <= 1 - LOWEST[name]).all()
+    assert (value >= 0).all() and (value <= 1 - LOWEST[name] + 1e-6).all()
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 

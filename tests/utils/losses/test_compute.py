@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 
 import pytest
@@ -10,6 +11,7 @@ from torch import distributed, multiprocessing
 from torchvision import ops
 
 from models.detector import build_detector
+from utils.assigners.statistics import AssignmentStatistics
 from utils.assigners.task_aligned import TaskAlignedAssigner
 from utils.config import LossConfig, ModelConfig
 from utils.config_files import ROOT, load_config
@@ -172,6 +174,27 @@ def test_aligned_quality_by_hand():
     torch.testing.assert_close(found, torch.tensor([[0.8, 0.8, 0.3, 0.0]]))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_aligned_target_as_the_paper_writes_it(seed):
+    cfg = LossConfig(quality=1, quality_loss="bce", target="aligned", aligned_alpha=0.5, aligned_beta=1.5)
+    pred, truth = make_pred(2, seed=seed), make_truth((5, 2), seed=seed)
+    boxes, scores = decoded(pred), pred.cls_logits.detach().sigmoid()
+    match, target = ASSIGN(scores, boxes, pred, truth), torch.zeros_like(scores)
+    for b, m in truth.valid.nonzero().tolist():
+        points = (match.positive[b] & (match.truth[b] == m)).nonzero()[:, 0]
+        iou = aligned_iou(boxes[b, points], truth.boxes[b, m].double())
+        metric = scores[b, points, truth.labels[b, m]] ** 0.5 * iou**1.5
+        if len(points):  # of which the best gets the largest IoU, and the others their share of it
+            target[b, points, truth.labels[b, m]] = metric / metric.max() * iou.max()
+    counted = (match.positive | ~match.ignored).unsqueeze(-1)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(pred.cls_logits, target, reduction="none")
+    expected = (loss * counted).sum() / target.sum().clamp(min=1)
+    found = compute_loss(pred, truth, ASSIGN, cfg).terms["quality"]
+    slopes = [torch.autograd.grad(value, pred.cls_logits)[0] for value in (found, expected)]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*slopes)
+
+
 def test_aligned_quality_of_points_that_miss_is_zero_and_finite():
     tiny = torch.tensor([[1e-30, 0.0]], dtype=torch.float32)
     found = aligned_quality(tiny, tiny, torch.zeros(1, 2, dtype=torch.int64), LossConfig(), 1)
@@ -198,6 +221,30 @@ def test_plain_sides_have_a_box_loss_and_no_dfl():
     assert loss.terms["dfl"].item() == 0
     (slope,) = torch.autograd.grad(loss.total, plain)
     assert slope[0, 0].ne(0).any() and slope[0, 1].eq(0).all()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_room_for_more_positives_changes_nothing(monkeypatch, config):
+    """As on a GPU, which is not asked how many there are."""
+    pred, truth = make_pred(3), make_truth((5, 0, 1))
+    expected = gradients_of(pred, truth, CONFIGS[config])
+    monkeypatch.setattr("utils.assigners.finish._room", lambda mask, most: most)
+    assert compute_loss(pred, truth, ASSIGN, CONFIGS[config]).iou.shape == (3, 5 * ASSIGN.most_per_truth)
+    check_same(expected, gradients_of(pred, truth, CONFIGS[config]))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("reg_max", [0, 15])
+def test_nothing_is_read_from_the_device(monkeypatch, config, reg_max):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for "meta"
+    pred, truth = make_pred(2, reg_max=reg_max), make_truth((3, 1))
+    there = [tensor.detach().to("meta").requires_grad_() for tensor in pred[:2]]  # no values to read
+    pred = Predictions(*there, *(tensor.to("meta") for tensor in pred[2:4]), pred.levels)
+    truth = Targets(*(tensor.to("meta") for tensor in truth))
+    loss = compute_loss(pred, truth, TaskAlignedAssigner(top_k=5, reach=15), CONFIGS[config])
+    AssignmentStatistics("meta").add(loss.match, truth, pred, 15)
+    loss.total.backward()
+    assert pred.ltrb_logits.grad.shape == pred.ltrb_logits.shape
 
 
 def test_what_a_loss_shows_of_its_inside():
