@@ -16,12 +16,12 @@ from data.prepare import prepare_data
 from data.run_data import ground_truth_of
 from data.spec import load_data_spec
 from utils.comparison.arguments import compare_parser, parse_comparison
-from utils.comparison.collect import collect, complete_seeds, read_runs
+from utils.comparison.collect import check_data, collect, complete_seeds, missing_runs, read_runs
 from utils.comparison.finished import plan_of_finished
 from utils.comparison.pictures import draw_differences
-from utils.comparison.plan import Plan, check_started, check_weights, make_plan, parse_train_flags
+from utils.comparison.plan import Plan, check_start, check_started, make_plan, parse_train_flags
 from utils.comparison.report import write_report
-from utils.comparison.runs import make_slots, next_stage, run_all
+from utils.comparison.runs import alone_in, make_slots, next_stage, run_all
 from utils.comparison.tables import format_comparison, write_csv
 from utils.errors import DATA, OK, USAGE, UserError, run_main
 from val import write_json
@@ -33,6 +33,7 @@ class Pictures(NamedTuple):
     index: Index
     truth: dict  # COCO ground truth
     fingerprint: str
+    training: str  # fingerprint of the training pictures, '' where nothing is trained
 
 
 def main() -> int:
@@ -48,14 +49,17 @@ def main() -> int:
         check_started(plan)
     slots = make_slots(plan.device, args.jobs)
     pictures = load_pictures(plan, train=not args.finished)
+    check_data(plan, pictures.fingerprint)
     print(describe(plan, num_slots=len(slots)), flush=True)
-    if not args.finished:
-        check_weights(plan)
-    failed = run_all(plan, slots)
-    seeds = complete_seeds(plan)
-    if seeds:
-        report(plan, seeds, pictures)
-    say_what_is_missing(plan, seeds, failed)
+    with alone_in(plan.folder):
+        if not args.finished:
+            check_start(plan, pictures.training)
+        failed = run_all(plan, slots)
+        if not args.finished:
+            check_started(plan)  # a file may have been edited meanwhile
+        if seeds := complete_seeds(plan):
+            report(plan, seeds, pictures)
+    say_what_is_next(plan, seeds, failed)
     return max(failed.values(), default=OK)
 
 
@@ -66,13 +70,13 @@ def read_finished(args, flags: list[str]) -> Plan:
     given += [f"--{name}" for name in ("losses", "seeds") if getattr(args, name)] + [args.yaml] * bool(
         args.yaml
     )
-    if refused := [name for name in given if name != "--device"]:
+    if refused := [name for name in given if name not in ("--device", "--data")]:
         raise UserError(
             f"{', '.join(refused)}: --from reports on finished runs and trains nothing; losses, seeds and "
-            "settings are the runs' own. It takes --baseline, --name, --project, --jobs and --device"
+            "settings are the runs' own. It takes --baseline, --name, --project, --jobs, --device and --data"
         )
-    folder = Path(args.project) / (args.name or "exp")
-    return plan_of_finished(args.finished, folder=folder, baseline=args.baseline, device=asked["device"])
+    folder, where = Path(args.project) / (args.name or "exp"), {key: asked[key] for key in ("device", "data")}
+    return plan_of_finished(args.finished, folder=folder, baseline=args.baseline, **where)
 
 
 def load_pictures(plan: Plan, *, train: bool) -> Pictures:
@@ -85,11 +89,12 @@ def load_pictures(plan: Plan, *, train: bool) -> Pictures:
         check_before_training(spec, config)
     options = {"single_cls": config.data.single_cls, "label_errors": config.data.label_errors}
     index, _ = load_split(spec, "val", **options)
+    training = fingerprint(load_split(spec, "train", **options)[0], spec.names) if train else ""
     if index.ignore.all():
         raise UserError(
             f"{spec.yaml}: the validation pictures hold no box; there is nothing to compare", DATA
         )
-    return Pictures(index, ground_truth_of(index, spec), fingerprint(index, spec.names))
+    return Pictures(index, ground_truth_of(index, spec), fingerprint(index, spec.names), training)
 
 
 def describe(plan: Plan, *, num_slots: int) -> str:
@@ -109,8 +114,9 @@ def describe(plan: Plan, *, num_slots: int) -> str:
 
 def report(plan: Plan, seeds: list[int], pictures: Pictures) -> None:
     """Compare the complete seeds: comparison.json, comparison.csv, report.html and the last screen."""
-    index, truth, mark = pictures
-    measured = read_runs(plan, seeds, truth, mark)
+    index, truth = pictures.index, pictures.truth
+    check_data(plan, pictures.fingerprint)
+    measured = read_runs(plan, seeds, truth)
     names = [path_of(index, i).name for i in range(len(index.paths))]
     content = collect(plan, measured, seeds, truth=truth, names=names)
     write_json(plan.folder / "comparison.json", content, indent=1)
@@ -131,13 +137,11 @@ def report(plan: Plan, seeds: list[int], pictures: Pictures) -> None:
     print(f"all figures: {plan.folder / 'comparison.json'}; one row a run: {plan.folder / 'comparison.csv'}")
 
 
-def say_what_is_missing(plan: Plan, seeds: list[int], failed: dict[str, int]) -> None:
-    """Which seeds the report lacks, which runs failed, and what to do next."""
-    asked = sorted({run.seed for run in plan.runs})
-    if lacking := [seed for seed in asked if seed not in seeds]:
-        shown = ", ".join(map(str, lacking))
-        made = f"made of {len(seeds)} of {len(asked)} seeds" if seeds else "not made"
-        print(f"the comparison is {made}: not every loss has a finished run of seed {shown}")
+def say_what_is_next(plan: Plan, seeds: list[int], failed: dict[str, int]) -> None:
+    """Which runs failed, and what to do next."""
+    if not seeds:
+        missing = ", ".join(missing_runs(plan))
+        print(f"the comparison is not made: no seed has all of its runs; missing: {missing}")
     for name, code in failed.items():
         print(f"failed with code {code}: {name}; its log is in {plan.folder / 'runs'}")
     if failed:

@@ -282,6 +282,7 @@ def finish(folder: Path, data: Data, cfg: Config, device: torch.device, *, plots
     result = evaluate(detector.model, data.val, data.truth, cfg=cfg.val, device=device)
     print(f"\n{best}:\n{format_metrics(result.metrics, len(data.val.dataset.index.sizes))}")
     measurement = describe_measurement(data.val.dataset.index, data.spec, cfg, weights=best)
+    measurement["training"] = fingerprint(data.index, data.spec.names)
     write_metrics(folder, result, measurement)
     if plots:
         plot_run(folder)

@@ -27,6 +27,7 @@ from inference import load_detector
 from models.detector import Detector
 from utils.arguments import val_parser
 from utils.config import Config, ValConfig, config_to_plain
+from utils.environment import describe_environment
 from utils.errors import UserError, run_main
 from utils.metrics.coco import KEYS, RECALLS, Metrics, evaluate_detections, pack_detections
 from utils.plots.curves import plot_pr_curves
@@ -106,7 +107,7 @@ def format_metrics(metrics: Metrics, num_pictures: int) -> str:
 
 
 def describe_measurement(index: Index, spec: DataSpec, config: Config, *, weights: Path | str) -> dict:
-    """What is measured, and how: "data" (boxes without ignored ones) and "protocol" of metrics.json."""
+    """What is measured, how and with what: "data" (boxes without ignored ones), "protocol", "environment"."""
     cfg = config.val
     data = {
         "path": str(spec.yaml),
@@ -115,8 +116,9 @@ def describe_measurement(index: Index, spec: DataSpec, config: Config, *, weight
         "num_boxes": int((~index.ignore).sum()),
     }
     protocol = {"weights": str(weights), "imgsz": config_to_plain(config)["data"]["imgsz"]}
-    protocol |= {"rect": config.data.rect, "conf": cfg.conf, "iou": cfg.iou, "max_det": cfg.max_det}
-    return {"data": data, "protocol": protocol | {"evaluator": cfg.evaluator}}
+    protocol |= {"rect": config.data.rect}
+    protocol |= {key: getattr(cfg, key) for key in ("conf", "iou", "max_det", "evaluator")}
+    return {"data": data, "protocol": protocol, "environment": describe_environment()}
 
 
 def write_metrics(folder: Path, evaluation: Evaluation, measurement: Mapping) -> None:

@@ -66,6 +66,7 @@ def trained(shapes, tiny, tmp_path_factory) -> Path:
     """The folder of a finished run of four epochs, with a checkpoint after the second."""
     project = tmp_path_factory.mktemp("runs")
     arguments = ["train.py", "--data", shapes, *tiny, "--epochs", 4, "--save-period", 2, "--project", project]
+    arguments += ["--set", "train.anatomy_every=3"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", list(map(str, arguments)))
         __import__("train").main()

@@ -92,23 +92,46 @@ def test_failed_runs_decide_the_exit_code_and_are_named(command, shapes, tiny, m
         "runs: 4, 0 of them done; 1 at a time",
         "results: runs/compare/exp",
         "ready to train",
-        "the comparison is not made: not every loss has a finished run of seed 0, 1",
+        "the comparison is not made: no seed has all of its runs; missing: gfl-seed0, vfl-seed0",
         "failed with code 3: vfl-seed1",
         "give the same command again",
     ):
         assert text in result.out, text
     assert not Path("runs/compare/exp/comparison.json").exists()
-    assert (
-        "start from --weights ''" in command("compare", *arguments, "--weights", "x.pt", "--cfg", "demo").err
-    )
+
+
+def test_what_changes_between_two_calls_or_during_one_is_noticed(command, shapes, tiny, trained, monkeypatch):
+    shutil.copytree(shapes.parent, "copy")
+    run = Path("runs/compare/exp/runs/gfl-seed0")
+    arguments = ["--losses", "gfl", "vfl", "--seeds", 1, "--data", "copy/data.yaml", *tiny, *FLAGS]
+    monkeypatch.setattr(compare, "run_all", lambda plan, slots: shutil.copytree(trained, run) and {})
+    edited = command("compare", *arguments)  # as if a file had been edited while it waited
+    assert edited.code == USAGE and "gfl-seed0 was trained with other settings" in edited.err
+    shutil.rmtree(run)
+
+    def no_run(plan, slots):
+        raise AssertionError("nothing may start")
+
+    monkeypatch.setattr(compare, "run_all", no_run)
+    text = Path("copy/labels/train/000001.txt").read_text()
+    Path("copy/labels/train/000001.txt").write_text(text + "0 0.5 0.5 0.3 0.3\n")
+    assert "there training data: " in command("compare", *arguments).err
+    shutil.copytree(trained, run)
+    (run / "weights" / "last.pt").touch()
+    Path(run, "config.yaml").unlink()  # its settings are not the question here
+    Path("copy/labels/val/000001.txt").write_text("")
+    changed = command("compare", *arguments)
+    assert changed.code == DATA and "gfl-seed0 was trained with other validation data" in changed.err
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_finished_runs_are_reported_on(command, trained, monkeypatch):
+def test_finished_runs_are_reported_on(command, shapes, trained, monkeypatch):
     same, own = ("train.seed", 5), ("loss.dfl", 0.5)
     copy_run(trained, "b", sets=[same])
     copy_run(trained, "a", sets=[same, own], origins={"loss.dfl": "my/dfl_half.yaml"})
-    result = command("compare", "--from", "finished", "--device", "cpu", "--name", "both")
+    shutil.copytree(shapes.parent, "moved")
+    data = ["--data", "moved/data.yaml"]
+    result = command("compare", "--from", "finished", "--device", "cpu", "--name", "both", *data)
     assert result.code == 0, result.err
     for text in ("losses: dfl_half, gfl; baseline: gfl", "seeds: 5; 4 epochs at 96 px", "2, 0 of them done"):
         assert text in result.out, text
@@ -120,7 +143,9 @@ def test_finished_runs_are_reported_on(command, trained, monkeypatch):
     run = content["losses"]["gfl"]["runs"][0]
     measured = json.loads(Path("runs/compare/both/val/gfl-seed5/metrics.json").read_text())
     assert run["values"] == {key: measured[key] for key in KEYS} and run["folder"] == "finished/b"
-    assert content["protocol"]["fingerprint"] == measured["data"]["fingerprint"]
+    protocol = content["protocol"]
+    assert protocol["fingerprint"] == measured["data"]["fingerprint"] and content["missing"] == []
+    assert protocol["data"].endswith("moved/data.yaml") and "torch" in protocol["versions"]
     with open("runs/compare/both/comparison.csv", newline="") as file:
         assert [row["loss"] for row in csv.DictReader(file)] == ["dfl_half", "gfl"]
     page = Path("runs/compare/both/report.html").read_text()

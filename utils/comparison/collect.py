@@ -9,6 +9,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from utils.comparison.matching import (
 )
 from utils.comparison.plan import Group, Plan, Run, differing_settings
 from utils.comparison.protocol import describe_protocol
-from utils.comparison.runs import next_stage
+from utils.comparison.runs import is_measured, next_stage
 from utils.comparison.statistics import Difference, compare_paired, holm, resample_weights, verdict
 from utils.config_files import display_path
 from utils.errors import DATA, UserError
@@ -40,6 +41,7 @@ class Measured(NamedTuple):
     """What val.py found for a run, matched to the truth."""
 
     metrics: dict  # metrics.json
+    environment: dict  # what it was trained with; {} where that is not known
     rows: np.ndarray  # (D, 7) as ``pack_detections`` has them
     resampled: np.ndarray  # (B, 3) AP, AP50, AP75 of each resample of the pictures
     by_class: np.ndarray  # (B, C) AP; nan where the class is not in the resample
@@ -52,39 +54,57 @@ def complete_seeds(plan: Plan) -> list[int]:
     return sorted(set.intersection(*finished))
 
 
-def read_runs(plan: Plan, seeds: Sequence[int], truth: dict, fingerprint: str) -> dict[str, Measured]:
-    """Every run of ``seeds`` by its name; each must have been measured on the pictures of ``truth``."""
+def missing_runs(plan: Plan) -> list[str]:
+    """The names of the runs without which a seed is not complete."""
+    seeds = sorted({run.seed for run in plan.runs})
+    runs = {f"{name}-seed{seed}": g.runs.get(seed) for seed in seeds for name, g in plan.groups.items()}
+    return [name for name, run in runs.items() if run is None or next_stage(run)]
+
+
+def check_data(plan: Plan, fingerprint: str) -> None:
+    """Refuse runs that were trained beside, or measured on, other validation pictures, boxes or classes."""
+    for run in plan.runs:
+        if run.is_trained:
+            remedy = "Leave this run out, or train all with the same data"
+            _check_data(f"{run.folder} was trained", _read_metrics(run.folder), fingerprint, remedy)
+        if is_measured(run):
+            remedy = f"Remove {run.measured}, and the same command measures it again"
+            _check_data(f"{run.folder} was measured", _read_metrics(run.measured), fingerprint, remedy)
+
+
+def _check_data(what: str, metrics: Mapping, fingerprint: str, remedy: str) -> None:
+    data = metrics.get("data")  # of an older run not known
+    if data and data["fingerprint"] != fingerprint:
+        raise UserError(
+            f"{what} with other validation data than there is now: {data['path']}, "
+            f"{data['num_pictures']:,} pictures, {data['num_boxes']:,} boxes, fingerprint "
+            f"{data['fingerprint'][:12]}, not {fingerprint[:12]}. Figures of different pictures do not "
+            f"compare. {remedy}",
+            DATA,
+        )
+
+
+def _read_metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def read_runs(plan: Plan, seeds: Sequence[int], truth: dict) -> dict[str, Measured]:
+    """Every run of ``seeds`` by its name, matched to ``truth``, which ``check_data`` found to be its own."""
     runs = [run for run in plan.runs if run.seed in seeds]
-    metrics = {run.name: json.loads((run.measured / "metrics.json").read_text()) for run in runs}
-    for run in runs:
-        check_data(run, metrics[run.name], fingerprint)
     weights = resample_weights(len(truth["images"]), NUM_RESAMPLES, 0)
     bar = tqdm(runs, desc="matching", leave=False, disable=None)
-    return {run.name: measure(run, metrics[run.name], truth, weights) for run in bar}
+    return {run.name: measure(run, truth, weights) for run in bar}
 
 
-def check_data(run: Run, metrics: Mapping, fingerprint: str) -> None:
-    """Refuse a run that was trained beside, or measured on, other validation pictures, boxes or classes."""
-    trained = json.loads((run.folder / "metrics.json").read_text()).get("data")
-    for verb, data in (("measured", metrics["data"]), ("trained", trained)):
-        if data and data["fingerprint"] != fingerprint:
-            raise UserError(
-                f"{run.folder} was {verb} with other validation data than the rest: {data['path']}, "
-                f"{data['num_pictures']:,} pictures, {data['num_boxes']:,} boxes, fingerprint "
-                f"{data['fingerprint'][:12]}, not {fingerprint[:12]}. Figures of different pictures do not "
-                "compare; leave this run out, or train and measure all on the same data",
-                DATA,
-            )
-
-
-def measure(run: Run, metrics: dict, truth: dict, weights: np.ndarray) -> Measured:
+def measure(run: Run, truth: dict, weights: np.ndarray) -> Measured:
     """Read a run's predictions and match them to the truth."""
+    metrics, environment = _read_metrics(run.measured), _read_metrics(run.folder).get("environment", {})
     found = json.loads((run.measured / "predictions.json").read_text())
     rows = [[d["image_id"], *d["bbox"], d["score"], d["category_id"]] for d in found]
     rows = np.array(rows, np.float64).reshape(-1, 7)
     matches = match_detections(truth, rows, metrics["protocol"]["evaluator"])
     levels = weighted_levels(matches, weights)
-    return Measured(metrics, rows, mean_levels(levels), levels.mean(2), picture_scores(matches))
+    return Measured(metrics, environment, rows, mean_levels(levels), levels.mean(2), picture_scores(matches))
 
 
 def collect(
@@ -94,7 +114,8 @@ def collect(
     base = plan.groups[plan.baseline]
     of = {name: [measured[group.runs[s].name] for s in seeds] for name, group in plan.groups.items()}
     others = [name for name in plan.groups if name != plan.baseline]
-    differences = {name: _difference(of[name], of[plan.baseline], truth) for name in others}
+    design = {"num_pictures": len(truth["images"]), "num_comparisons": len(others)}
+    differences = {name: _difference(of[name], of[plan.baseline], truth, design) for name in others}
     for key in MEASURES:
         _judge([differences[name][key] for name in others], len(seeds))
     losses = {
@@ -107,10 +128,13 @@ def collect(
         "name": plan.folder.name,
         "baseline": plan.baseline,
         "seeds": list(seeds),
+        "missing": missing_runs(plan),
         "losses": losses,
         "differences": differences,
         "pictures": pick_pictures({name: of[name] for name in others}, of[plan.baseline], ids, names),
-        "protocol": describe_protocol(plan, of[plan.baseline][0].metrics),
+        "protocol": describe_protocol(
+            plan, of[plan.baseline][0].metrics, [run.environment for runs in of.values() for run in runs]
+        ),
     }
     return without_nan(content)
 
@@ -128,7 +152,7 @@ def describe_loss(group: Group, base: Group, measured: Sequence[Measured], *, se
         "sd": {
             key: statistics.stdev(values[key]) if key in whole and len(runs) > 1 else None for key in KEYS
         },
-        "calibration": calibration(*_side_by_side(truth, [item.rows for item in measured])),
+        "calibration": calibration(truth, [item.rows for item in measured]),
     }
 
 
@@ -194,27 +218,27 @@ def without_nan(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _difference(runs: Sequence[Measured], base: Sequence[Measured], truth: dict) -> dict:
+def _difference(runs: Sequence[Measured], base: Sequence[Measured], truth: dict, design: dict) -> dict:
     """The part "differences" of one loss, not yet judged; a class without boxes is left out."""
     found = {}
     for number, key in enumerate(MEASURES):
         found[key] = _paired(
             [[run.metrics[key] for run in some] for some in (runs, base)],
             [[run.resampled[:, number] for run in some] for some in (runs, base)],
-            len(truth["images"]),
+            design,
         )
     per_class = {}
     for number, category in enumerate(truth["categories"]):
         values = [[run.metrics["per_class"][category["name"]]["AP"] for run in some] for some in (runs, base)]
         if NOTHING not in values[0] + values[1]:
             resampled = [[run.by_class[:, number] for run in some] for some in (runs, base)]
-            per_class[category["name"]] = _paired(values, resampled, len(truth["images"]))
+            per_class[category["name"]] = _paired(values, resampled, design)
     return found | {"per_class": per_class}
 
 
-def _paired(values: list, resampled: list, num_pictures: int) -> dict:
+def _paired(values: list, resampled: list, design: dict) -> dict:
     """``compare_paired`` of a loss and the baseline, each with its (S,) values and (S, B) resampled ones."""
-    return compare_paired(*np.array(values), *np.array(resampled), num_pictures=num_pictures)._asdict()
+    return compare_paired(*np.array(values), *np.array(resampled), **design)._asdict()
 
 
 def _judge(differences: Sequence[dict], num_seeds: int) -> None:
@@ -226,19 +250,3 @@ def _judge(differences: Sequence[dict], num_seeds: int) -> None:
         difference.setdefault("p_holm", None)
         fields = {key: value for key, value in difference.items() if key != "p_holm"}
         difference["verdict"] = verdict(Difference(**fields), difference["p_holm"], num_seeds)
-
-
-def _side_by_side(truth: dict, rows: Sequence[np.ndarray]) -> tuple[dict, np.ndarray]:
-    """The pictures once for every run, under new numbers, with that run's detections: one large data set."""
-    places = {image["id"]: n for n, image in enumerate(truth["images"])}
-    count, images, annotations, found = len(places), [], [], [np.zeros((0, 7))]
-    for turn, some in enumerate(rows):
-        images += [image | {"id": turn * count + places[image["id"]]} for image in truth["images"]]
-        annotations += [
-            box | {"id": len(annotations) + row + 1, "image_id": turn * count + places[box["image_id"]]}
-            for row, box in enumerate(truth["annotations"])
-        ]
-        moved = some.copy()
-        moved[:, 0] = [turn * count + places[int(picture)] for picture in some[:, 0]]
-        found.append(moved)
-    return truth | {"images": images, "annotations": annotations}, np.concatenate(found)

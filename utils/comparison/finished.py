@@ -8,6 +8,7 @@ from utils.comparison.plan import Group, Plan, Run, differing_settings, make_run
 from utils.config import Config
 from utils.config_files import SCOPES, config_from_plain
 from utils.errors import UserError
+from utils.settings import override
 from utils.training.checkpoint import load_checkpoint
 
 DEFAULT = "gfl"  # the name of the schema's own loss
@@ -21,8 +22,12 @@ class Finished(NamedTuple):
     origins: dict[str, str]  # of each setting
 
 
-def plan_of_finished(folders: Sequence[str], *, folder: Path, baseline: str | None, device: str) -> Plan:
+def plan_of_finished(
+    folders: Sequence[str], *, folder: Path, baseline: str | None, device: str = "", data: str | None = None
+) -> Plan:
     """The comparison of the finished runs in ``folders``, or below them, grouped by their loss.
+
+    ``data``: where the data set lies now, None if where it was.
 
     Refused, saying why: no finished run, two of a loss with one seed, a single loss, other differences than
     those of the losses. The pictures are compared later, by their fingerprints.
@@ -39,7 +44,8 @@ def plan_of_finished(folders: Sequence[str], *, folder: Path, baseline: str | No
                     f"{runs[seed].folder} and {item.folder} are both {name} with seed {seed}; leave one out"
                 )
             runs[seed] = make_run(folder, name, seed)._replace(folder=item.folder)
-        groups[name] = Group(_origin_of(members[0]), members[0].config, runs)
+        config = override(members[0].config, {"data.path": ("--data", data)})
+        groups[name] = Group(_origin_of(members[0]), config, runs)
     if len(groups) < 2:
         raise UserError(f"--from: all runs are {next(iter(groups))}; there is nothing to compare it with")
     chosen = baseline or (DEFAULT if DEFAULT in groups else next(iter(groups)))

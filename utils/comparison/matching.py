@@ -5,6 +5,7 @@ N pictures, D detections, C classes, B re-weightings, L = 10 IoU thresholds .5, 
 
 import contextlib
 import io
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -174,17 +175,17 @@ def picture_scores(matches: Matches) -> np.ndarray:
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
-def calibration(truth: dict, rows: np.ndarray) -> dict:
-    """Do scores tell the IoU?  ``{"bins": [{"score", "iou", "count"}], "error"}`` of all ``rows`` (D, 7).
+def calibration(truth: dict, runs: Sequence[np.ndarray]) -> dict:
+    """Do scores tell the IoU?  ``{"bins": [{"score", "iou", "count"}], "error"}`` of ``runs``' (D, 7) rows.
 
     Ten bins of equal width over the score, empty ones left out: mean score, and mean of the detections' best
     IoU with a truth of their class (0 without one). ``error`` is the mean of |score - iou| of the bins, each
     counted as often as it has detections; 0 without detections. Those that COCO would ignore at IoU 0.5 are
     left out: half of them or more lies in a crowd, and no truth has an IoU of 0.5 with them.
     """
-    overlap, crowded = _best_overlaps(truth, rows)
+    overlap, crowded = np.concatenate([_best_overlaps(truth, rows) for rows in runs], axis=1)
     kept = (crowded < 0.5) | (overlap >= 0.5)
-    scores, overlap = rows[kept, 5], overlap[kept]
+    scores, overlap = np.concatenate([rows[:, 5] for rows in runs])[kept], overlap[kept]
     place = np.minimum((scores * _BINS).astype(np.int64), _BINS - 1)
     count = np.bincount(place, minlength=_BINS)
     used = np.flatnonzero(count)
@@ -197,8 +198,8 @@ def calibration(truth: dict, rows: np.ndarray) -> dict:
     return {"bins": bins, "error": error}
 
 
-def _best_overlaps(truth: dict, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(D,) best IoU with a truth of the class, and the largest share of the box in one of its crowds."""
+def _best_overlaps(truth: dict, rows: np.ndarray) -> np.ndarray:
+    """(2, D) best IoU with a truth of the class, and the largest share of the box in one of its crowds."""
     boxes = {}
     for box in truth["annotations"]:
         boxes.setdefault((box["image_id"], box["category_id"]), []).append((*box["bbox"], box["iscrowd"]))
@@ -212,4 +213,4 @@ def _best_overlaps(truth: dict, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
             overlaps = mask.iou(rows[members, 1:5], own[:, :4], own[:, 4].astype(np.uint8))
             for kind in (0, 1):
                 best[kind, members] = overlaps[:, own[:, 4] == kind].max(1, initial=0)
-    return best[0], best[1]
+    return best

@@ -1,6 +1,8 @@
 """What is compared: losses x seeds, checked before the first training starts."""
 
 import argparse
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +13,7 @@ from utils.config import Config, config_to_plain, show_value
 from utils.config_files import config_from_plain, display_path, load_config, read_yaml, resolve_named
 from utils.errors import UserError
 from utils.settings import resolve_training
+from utils.training.checkpoint import load_checkpoint
 
 NUM_SEEDS = 5
 FIRST_FLAGS = ("--patience=0",)  # the end must not be chosen on the pictures that measure; given flags win
@@ -32,6 +35,7 @@ HARMLESS = (  # settings in which runs may differ and still be compared
     "val.batch_size",
 )
 SHOWN_KEYS = 8  # differing settings shown one by one
+LONGEST_NAME = 200  # bytes of a run's name; file systems take 255
 
 
 class Run(NamedTuple):
@@ -94,23 +98,29 @@ def make_plan(args: argparse.Namespace, flags: Sequence[str]) -> Plan:
             "no losses: name them by --losses gfl vfl ..., or give a YAML, such as configs/compare/bins.yaml"
         )
     losses = _losses_by_name(names)
-    baseline = Path(args.baseline or given.get("baseline") or names[0]).stem
+    wanted = args.baseline or given.get("baseline") or next(iter(losses))
+    baseline = wanted if wanted in losses else Path(wanted).stem  # a name may hold a dot: dfl_0.5
     if baseline not in losses:
         raise UserError(f"--baseline {baseline} is none of the losses: {', '.join(losses)}")
     seeds = read_seeds(args.seeds[0] if len(args.seeds or ()) == 1 else args.seeds or given.get("seeds"))
-    folder = Path(args.project) / (args.name or (Path(args.yaml).stem if args.yaml else "exp"))
+    name = args.name or (resolve_named(args.yaml, "compare").stem if args.yaml else "exp")
     flags = [*FIRST_FLAGS, *flags_to_argv(given.get("flags", {})), *flags]
     asked = parse_train_flags(flags)
-    groups = {}
-    for name, path in losses.items():
-        runs = {seed: make_run(folder, name, seed) for seed in seeds}
-        groups[name] = Group(path, resolve_loss(asked, path), runs)
+    folder, groups = Path(args.project) / name, {}
+    for loss, path in losses.items():
+        runs = {seed: make_run(folder, loss, seed) for seed in seeds}
+        groups[loss] = Group(path, resolve_loss(asked, path), runs)
     return Plan(folder, baseline, groups, flags, asked.device, asked.download, asked.weights)
 
 
 def make_run(folder: Path, loss: str, seed: int) -> Run:
-    """Where a run of the comparison in ``folder`` lies."""
+    """Where a run of the comparison in ``folder`` lies; a name that no folder or screen takes is refused."""
     name = f"{loss}-seed{seed}"
+    if not name.isprintable() or len(os.fsencode(name)) > LONGEST_NAME:
+        raise UserError(
+            f"a run cannot be named {name!a}: rename the loss's file to at most "
+            f"{LONGEST_NAME - 20} printable characters"
+        )
     return Run(loss, seed, folder / "runs" / name, folder / "val" / name, folder / "runs" / f"{name}.log")
 
 
@@ -164,17 +174,32 @@ def check_started(plan: Plan) -> None:
             )
 
 
-def check_weights(plan: Plan) -> None:
-    """Remember what the trainings start from; refuse to go on from something else."""
-    file = plan.folder / "runs" / "weights.txt"
-    if not file.is_file():
+def check_start(plan: Plan, training_data: str) -> None:
+    """Remember what the trainings start and learn from; refuse to go on from something else.
+
+    ``training_data``: the fingerprint of the training pictures. Neither is among the settings of a run.
+    """
+    weights = f"{plan.weights} {_digest(plan.weights)}" if plan.weights else "from scratch"
+    now = f"weights: {weights}\ntraining data: {training_data}\n"
+    file = plan.folder / "runs" / "start.txt"
+    before = file.read_text() if file.is_file() else ""
+    if not before:  # none, or cut off while it was written: nothing has been trained then
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{plan.weights}\n")
-    if (before := file.read_text().strip()) != plan.weights:
+        file.write_text(now)
+    elif before != now:
+        differing = [
+            pair for pair in zip(before.splitlines(), now.splitlines(), strict=False) if len({*pair}) > 1
+        ]
+        shown = "\n".join(f"  there {one}\n  now   {other}" for one, other in differing)
         raise UserError(
-            f"{plan.folder}: its trainings start from --weights {before or repr('')}, and not from "
-            f"{plan.weights or repr('')}. Ask for the same, or give this comparison another --name"
+            f"{plan.folder}: its trainings started from something else than is there now:\n{shown}\n"
+            "Give this comparison another --name, or bring back what was there"
         )
+
+
+def _digest(path: str) -> str:
+    load_checkpoint(path)  # refuses what is none
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def differing_settings(one: Config, other: Config) -> dict[str, list]:

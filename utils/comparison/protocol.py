@@ -1,21 +1,19 @@
 """How a comparison was measured: the data, the settings all runs share, software, hardware."""
 
-import platform
-import subprocess
-from importlib import metadata
-from pathlib import Path
-
-import torch
+from collections.abc import Mapping, Sequence
 
 from utils.comparison.plan import Plan
-from utils.config_files import ROOT
-
-PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "hotcoco", "pycocotools", "scipy")
 
 
-def describe_protocol(plan: Plan, metrics: dict) -> dict:
-    """The protocol of comparison.json; ``metrics``: the metrics.json of any of the runs."""
+def describe_protocol(plan: Plan, metrics: Mapping, environments: Sequence[Mapping]) -> dict:
+    """The protocol of comparison.json.
+
+    ``metrics``: the metrics.json of any run's measurement; ``environments``: what each run was trained with
+    (``describe_environment``; {} where a run does not say).
+    """
     config, measured = plan.groups[plan.baseline].config, metrics["protocol"]
+    versions = [environment.get("versions", {}) for environment in environments]
+    packages = dict.fromkeys(package for found in versions for package in found)
     return {
         "data": metrics["data"]["path"],
         **{key: metrics["data"][key] for key in ("fingerprint", "num_pictures", "num_boxes")},
@@ -25,45 +23,14 @@ def describe_protocol(plan: Plan, metrics: dict) -> dict:
         "batch_size": config.train.batch_size,
         "model": f"depth {config.model.depth}, width {config.model.width}, backbone {config.model.backbone}",
         "started_from": plan.weights or "scratch",
-        "versions": find_versions(),
-        "commit": find_commit(),
-        "hardware": find_hardware(),
+        "versions": {
+            package: join_distinct(found.get(package) for found in versions) for package in packages
+        },
+        "commit": join_distinct(environment.get("commit") for environment in environments),
+        "hardware": join_distinct(environment.get("hardware") for environment in environments),
     }
 
 
-def find_versions() -> dict[str, str]:
-    """Python's version, and those of the packages that decide a result; what is not installed is left out."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def find_commit() -> str:
-    """The commit of this folder, with "and changes" where files differ from it; "unknown" without git."""
-    answers = []
-    for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
-        try:
-            answer = subprocess.run(
-                ["git", "-C", str(ROOT), *command], capture_output=True, text=True, timeout=20, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return "unknown"
-        answers.append(answer.stdout.strip())
-    return answers[0] + (" and changes" if answers[1] else "")
-
-
-def find_hardware() -> str:
-    """The GPUs, or the processor and its cores."""
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {len(models) or 1} cores"
+def join_distinct(values) -> str:
+    """Each of the values once, None as "unknown": one, where all runs agree."""
+    return " / ".join(dict.fromkeys(value or "unknown" for value in values))

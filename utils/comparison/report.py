@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
+from utils.comparison.matching import MEASURES
 from utils.comparison.report_charts import (
     FIRST_SHOWN,
     calibration_chart,
@@ -34,7 +35,7 @@ from utils.comparison.report_text import (
     swatch,
     verdicts,
 )
-from utils.comparison.tables import COMPARED, figure, is_value, ordered_losses
+from utils.comparison.tables import figure, is_value, ordered_losses
 from utils.errors import UserError
 
 PAGE = Path(__file__).parent / "page"
@@ -42,7 +43,8 @@ FIRST_COLUMNS = ("metrics/AP", "metrics/AP50", "metrics/AP75")  # on top of the 
 NOT_DRAWN = ("epoch",)
 INTERVALS = (
     "Point and line: the mean difference over the seeds and its 95 % interval, for that comparison alone. "
-    "Grey: differences so small that this design would find them in less than 80 % of such comparisons."
+    "Grey: differences so small that this design would find them in less than 80 % of such comparisons, with "
+    "Holm's correction for all losses here."
 )
 CURVES = (
     "Line: mean of the seeds. Band: from the lowest to the highest seed. "
@@ -116,7 +118,7 @@ def _charts(content: dict) -> dict[str, dict[str, dict]]:
     classes = {name: class_chart(content, name) for name in names[1:]}
     calibration = calibration_chart(content)
     return {
-        "intervals": {key: interval_chart(content, key) for key in COMPARED} if names[1:] else {},
+        "intervals": {key: interval_chart(content, key) for key in MEASURES} if names[1:] else {},
         "curves": {column: curve_chart(content, column) for column in _columns(content)},
         "classes": {name: chart for name, chart in classes.items() if chart["data"][-1]["x"]},
         "calibration": {"": calibration} if any(trace["x"] for trace in calibration["data"][1:]) else {},

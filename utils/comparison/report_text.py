@@ -6,16 +6,17 @@ import statistics
 from collections.abc import Iterable, Sequence
 from string import Template
 
+from utils.comparison.matching import MEASURES
 from utils.comparison.report_charts import loss_styles
+from utils.comparison.statistics import MIN_SEEDS
 from utils.comparison.tables import (
-    COMPARED,
-    MIN_SEEDS,
     NOTHING,
     SHOWN,
     difference_of,
     figure,
     is_value,
     mean_and_sd,
+    missing_line,
     ordered_losses,
     summary_line,
     verdict_line,
@@ -68,9 +69,10 @@ with the baseline seed by seed.</p>
 <p>A difference is uncertain for two reasons: another seed and other pictures. Its variance is the variance
 between the seeds divided by their number, plus the variance over the ${pictures}validation pictures by
 bootstrap. The interval is that of Student's t with Satterthwaite's degrees of freedom.</p>
-<p>"Better" and "worse" need p below 0.05 after Holm's correction for all comparisons in this report, and at
-least $seeds seeds. "No evidence" does not say that two losses are equal: differences below the smallest one
-that this design finds with 80 % power may well be there.</p>
+<p>The verdicts are about AP. "Better" and "worse" need p of at most 0.05 after Holm's correction for all the
+losses that are compared with the baseline, and at least $seeds seeds; AP50 and AP75 are corrected in the same
+way, each by itself. "No evidence" does not say that two losses are equal: differences below the smallest one
+that this design finds with 80 % power, Holm's correction counted, may well be there.</p>
 """)
 
 
@@ -110,9 +112,10 @@ def verdicts(content: dict) -> str:
         style, badge = BADGES[difference_of(content, name).get("verdict")]
         line = escape(verdict_line(content, name))
         lines.append(f'<li><span class="badge {style}">{badge}</span><span>{line}</span></li>')
+    missing = f"<p>{escape(missing_line(content))}</p>" if content["missing"] else ""
     return (
         f'<h1>Comparison of losses: {escape(content["name"])}</h1><p class="summary">'
-        f'{escape(summary_line(content))}</p><ul class="verdicts">{"".join(lines)}</ul>'
+        f'{escape(summary_line(content))}</p>{missing}<ul class="verdicts">{"".join(lines)}</ul>'
     )
 
 
@@ -193,7 +196,7 @@ def difference_table(content: dict) -> str:
     """All statistics of the differences, folded."""
     rows = []
     for name in ordered_losses(content)[1:]:
-        for key in COMPARED:
+        for key in MEASURES:
             difference = difference_of(content, name, key)
             numbers = (figure(difference.get(field), ".5g") for field in STATISTICS)
             rows.append([named(content, name), key, *numbers, escape(difference.get("verdict") or NOTHING)])

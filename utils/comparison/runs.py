@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import torch
@@ -74,6 +75,28 @@ def _find_gpus(device: str) -> list[str]:
     return [visible.split(",")[int(number)] for number in numbers]
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Refuse a second comparison in the same folder for as long as this one lasts; a killed one lets go.
+
+    A folder that cannot be written (full, or not ours) is a ``UserError``, now or later.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+    except BlockingIOError as error:
+        raise UserError(
+            f"{folder}: another comparison is at work there. Wait for it, end it, or give another --name"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: {error.strerror}. Mend it, then give the same command again; what "
+            "is finished is kept"
+        ) from error
+
+
 def run_all(plan: Plan, slots: Sequence[Slot]) -> dict[str, int]:
     """Bring every run to its end; the exit codes of those that failed, by the names of their folders.
 
@@ -86,6 +109,7 @@ def run_all(plan: Plan, slots: Sequence[Slot]) -> dict[str, int]:
     total, begun = len(waiting), time.monotonic()
     for run in waiting:
         _open_log(run).close()  # refuses before anything is started
+    waiting = [run for run in waiting if next_stage(run)]  # what was still at work may have come to its end
     with _ended_together(working):
         while waiting or working:
             for number in [n for n in range(len(slots)) if n not in working][: len(waiting)]:
@@ -136,9 +160,10 @@ def train_command(plan: Plan, run: Run, slot: Slot) -> list[str]:
     return [*command, f"--resume={run.weights}"] if run.weights.is_file() else command
 
 
-def measure_command(run: Run, slot: Slot) -> list[str]:
-    """The command that measures the last averaged weights of a run."""
+def measure_command(plan: Plan, run: Run, slot: Slot) -> list[str]:
+    """The command that measures the last averaged weights of a run, all runs on the same data."""
     command = [sys.executable, str(ROOT / "val.py"), f"--weights={run.weights}", "--save-json", "--noplots"]
+    command.append(f"--data={plan.groups[plan.baseline].config.data.path}")
     command += [f"--project={run.measured.parent}", f"--name={run.measured.name}", "--exist-ok"]
     if slot.workers is not None:
         command.append(f"--workers={slot.workers}")
@@ -148,7 +173,7 @@ def measure_command(run: Run, slot: Slot) -> list[str]:
 def _start(plan: Plan, run: Run, slot: Slot) -> Process:
     """The process of a run's next stage."""
     stage = next_stage(run)
-    command = train_command(plan, run, slot) if stage == TRAINING else measure_command(run, slot)
+    command = train_command(plan, run, slot) if stage == TRAINING else measure_command(plan, run, slot)
     if stage == TRAINING:
         print(f"{run.name} {'goes on' if run.weights.is_file() else 'starts'}; log: {run.log}", flush=True)
     with _open_log(run) as log:
@@ -214,7 +239,7 @@ def _show_failure(process: Process, code: int) -> str:
     if code == 0:
         what = "ended without its results"
     text = run.log.read_text(encoding="utf-8", errors="replace")
-    lines = text[text.rindex(PROMPT) :].splitlines()[2:][-SHOWN_LINES:]  # of the last command
+    lines = text.rpartition(PROMPT)[2].splitlines()[1:][-SHOWN_LINES:]  # of the last command
     return "\n".join(
         [f"{run.name}: {process.stage} {what}; the end of {run.log}:", *(f"  {x}" for x in lines)]
     )

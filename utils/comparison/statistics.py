@@ -57,6 +57,7 @@ def compare_paired(
     resampled_base: np.ndarray,
     *,
     num_pictures: int,
+    num_comparisons: int = 1,
 ) -> Difference:
     """The difference of a loss to the baseline, and how sure it is.
 
@@ -64,6 +65,9 @@ def compare_paired(
     ``resampled_base`` (S, B) the same figures on the same resamples of the ``num_pictures``. Resamples with
     a nan, in which a class has lost its truths for instance, are left out. With a nan or COCO's -1 (nothing
     to measure) among the values all fields are None; with one seed or one picture all but what these tell.
+
+    ``smallest`` is that of a loss judged beside ``num_comparisons`` - 1 others that equal the baseline, where
+    Holm's procedure asks most of it; all other fields are of this difference alone.
 
     Where all seeds have the same difference they are copies of one run and tell nothing of other seeds:
     there is no interval, and p is 1.
@@ -91,7 +95,7 @@ def compare_paired(
         se=se,
         df=float(df),
         p=float(2 * stats.t.sf(abs(mean) / se, df)),
-        smallest=power_factor(seeds / se**2, num_seeds, num_pictures) * se,
+        smallest=power_factor(seeds / se**2, num_seeds, num_pictures, LEVEL / num_comparisons) * se,
     )
 
 
@@ -143,19 +147,19 @@ def sign_flip(differences: np.ndarray) -> float | None:
     return float((np.abs(sums) >= reached).mean())
 
 
-def power_factor(share: float, num_seeds: int, num_pictures: int) -> float:
+def power_factor(share: float, num_seeds: int, num_pictures: int, level: float = LEVEL) -> float:
     """Standard errors that a difference must have so that another comparison finds it with 80 % power.
 
     Another one draws its own seeds and pictures, and so its own standard error; and the true one is known
     from this comparison only as well as the degrees of freedom allow. ``share`` of the squared standard error
-    is the seeds'. With both known (many seeds) it is 1.96 + 0.84.
+    is the seeds'. With both known (many seeds) it is 1.96 + 0.84. Found is what has p below ``level``.
     """
-    shares, factors = _power_table(num_seeds, num_pictures)
+    shares, factors = _power_table(num_seeds, num_pictures, level)
     return float(np.interp(share, shares, factors))
 
 
 @lru_cache(maxsize=64)
-def _power_table(num_seeds: int, num_pictures: int) -> tuple[np.ndarray, np.ndarray]:
+def _power_table(num_seeds: int, num_pictures: int, level: float) -> tuple[np.ndarray, np.ndarray]:
     """``power_factor`` over shares from 0 to 1.
 
     The true variances are the estimates over chi-squared / df (fiducial), those of the other comparison the
@@ -165,23 +169,17 @@ def _power_table(num_seeds: int, num_pictures: int) -> tuple[np.ndarray, np.ndar
     rng = Generator(Philox(key=0))
     own, new = ([rng.chisquare(df, _DRAWS) / df for df in freedom] for _ in range(2))
     shares = np.linspace(0, 1, 21)
-    return shares, np.array([_solve_power(share, own, new, freedom) for share in shares])
+    return shares, np.array([_solve_power(share, own, new, freedom, level=level) for share in shares])
 
 
-def _solve_power(share: float, own: list, new: list, freedom: tuple[int, int]) -> float:
+def _solve_power(share: float, own: list, new: list, freedom: tuple[int, int], *, level: float) -> float:
     """One entry of the table; ``own`` and ``new``: for seeds and pictures, draws of chi-squared / df."""
     seeds, pictures = share / own[0], (1 - share) / own[1]
     spread = np.sqrt(seeds + pictures)
     seeds, pictures = seeds * new[0], pictures * new[1]
     df = degrees_of_freedom(seeds, pictures, freedom[0] + 1, freedom[1] + 1)
-    reach = _critical(df) * np.sqrt(seeds + pictures)
-    return optimize.brentq(lambda c: special.ndtr((c - reach) / spread).mean() - POWER, 0, 1e3)
-
-
-def _critical(df: np.ndarray) -> np.ndarray:
-    """The t distribution's critical values, interpolated: 1e-3 at worst, and fast for many."""
-    inverse = np.linspace(0, 1, 1001)
-    return np.interp(1 / df, inverse, stats.t.ppf(1 - LEVEL / 2, 1 / np.maximum(inverse, 1e-9)))
+    reach = stats.t.ppf(1 - level / 2, df) * np.sqrt(seeds + pictures)
+    return optimize.brentq(lambda c: special.ndtr((c - reach) / spread).mean() - POWER, 0, 1e6)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -7,12 +7,12 @@ import csv
 import math
 from pathlib import Path
 
+from utils.comparison.statistics import MIN_SEEDS
 from utils.metrics.coco import KEYS
 
-COMPARED = ("AP", "AP50", "AP75")  # values with differences
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 NOTHING = "-"  # shown where there is no value
-MIN_SEEDS = 3  # fewer give no verdict
+SHOWN_MISSING = 6  # runs named
 VERDICTS = {  # verdict -> its word where verdicts are counted
     "better": "better",
     "worse": "worse",
@@ -122,10 +122,27 @@ def summary_line(content: dict) -> str:
     return f"Against {base}: {', '.join(parts)}."
 
 
+def missing_line(content: dict) -> str:
+    """Which runs are missing, and what that may mean; '' where all are there.
+
+    A seed in which one loss failed is left out for all: what is left flatters the loss that failed.
+    """
+    missing = content["missing"]
+    if not missing:
+        return ""
+    more = f" and {len(missing) - SHOWN_MISSING} more" if len(missing) > SHOWN_MISSING else ""
+    shown = ", ".join(missing[:SHOWN_MISSING])
+    return (
+        f"Runs are missing: {shown}{more}; their seeds are left out for every loss. If a loss failed in "
+        "them, the seeds that are left flatter it."
+    )
+
+
 def format_comparison(content: dict) -> str:
     """The last screen of a comparison: the verdicts, then one line a loss with mean and sd over the seeds."""
     names = ordered_losses(content)
     lines = [summary_line(content), *(f"  {verdict_line(content, name)}" for name in names[1:])]
+    lines += filter(None, [missing_line(content)])
     width = max(map(len, [*names, "loss"]))
     lines += ["", f"{'loss':<{width}}" + "".join(f"{key:>16}" for key in SHOWN)]
     for name in names:

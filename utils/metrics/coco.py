@@ -15,9 +15,7 @@ from utils.structures import Detections
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 RECALLS = np.linspace(0, 1, 101)  # where COCO reads the precision
-_NO_VALUE = (
-    -1.0
-)  # COCO's value where there is nothing to measure, small boxes where none is small for instance
+_NO_VALUE = -1.0  # COCO's value where there is nothing to measure, such as small boxes
 
 
 class Metrics(NamedTuple):

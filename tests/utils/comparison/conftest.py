@@ -128,6 +128,7 @@ def make_content():
             "name": "made_up",
             "baseline": names[0],
             "seeds": seeds,
+            "missing": [],
             "losses": losses,
             "differences": differences,
             "pictures": [],

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from utils.comparison.collect import (
-    _side_by_side,
+    check_data,
     collect,
     complete_seeds,
+    missing_runs,
     pick_pictures,
     read_curves,
     read_runs,
@@ -92,7 +93,7 @@ def plan(tmp_path_factory) -> Plan:
 
 @pytest.fixture(scope="module")
 def measured(plan):
-    return read_runs(plan, [0, 1, 2], make_truth(), MARK)
+    return read_runs(plan, [0, 1, 2], make_truth())
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,32 @@ def test_protocol(content):
     protocol = content["protocol"]
     assert (protocol["data"], protocol["fingerprint"]) == ("d.yaml", MARK)
     assert (protocol["imgsz"], protocol["weights"], protocol["max_det"]) == (96, "last EMA", 300)
-    assert protocol["commit"] and protocol["hardware"] and "torch" in protocol["versions"]
+    assert protocol["commit"] == "unknown" and protocol["versions"] == {}  # older runs: they do not say
+
+
+def test_protocol_says_what_the_runs_were_trained_with(plan, measured):
+    first = {"versions": {"torch": "2.10"}, "commit": "abc", "hardware": "a GPU"}
+    second = {"versions": {"torch": "2.11", "numpy": "2.1"}, "commit": "abc", "hardware": "a GPU"}
+    content = {
+        name: run._replace(environment=second if name == "good-seed2" else first)
+        for name, run in measured.items()
+    }
+    protocol = collect(plan, content, [0, 1, 2], truth=make_truth(), names=NAMES)["protocol"]
+    assert (protocol["commit"], protocol["hardware"]) == ("abc", "a GPU")
+    assert protocol["versions"] == {"torch": "2.10 / 2.11", "numpy": "unknown / 2.1"}
+
+
+def test_the_smallest_difference_counts_all_comparisons(tmp_path):
+    three = make_plan(tmp_path / "three")
+    runs = {seed: make_run(three.folder, "other", seed) for seed in (0, 1, 2)}
+    three = three._replace(groups=three.groups | {"other": three.groups["good"]._replace(runs=runs)})
+    for run in three.runs:
+        write_run(run, make_rows(9 + run.seed if run.loss == "base" else 0))
+    two = three._replace(groups={name: three.groups[name] for name in ("base", "good")})
+    measured = read_runs(three, [0, 1, 2], make_truth())
+    found = [collect(p, measured, [0, 1, 2], truth=make_truth(), names=NAMES) for p in (two, three)]
+    alone, beside = (content["differences"]["good"]["AP"] for content in found)
+    assert beside["smallest"] > 1.1 * alone["smallest"] and beside["p_holm"] == pytest.approx(2 * alone["p"])
 
 
 def test_fewer_seeds_give_no_verdict(plan, measured):
@@ -198,38 +224,31 @@ def test_pictures_are_drawn_side_by_side(content, measured):
     assert wide.shape == (32, 640, 3)
 
 
-def test_several_runs_become_one_data_set():
-    truth, rows = _side_by_side(make_truth(), [make_rows(0), make_rows(20)])
-    assert [image["id"] for image in truth["images"]] == list(range(2 * N))
-    assert len({box["id"] for box in truth["annotations"]}) == 2 * N
-    assert sorted(rows[:, 0]) == list(range(2 * N))
-    alone = [evaluate_detections(make_truth(), make_rows(shift)).values["AR100"] for shift in (0, 20)]
-    assert evaluate_detections(truth, rows).values["AR100"] == pytest.approx(np.mean(alone))
-
-
 def test_other_validation_data_is_refused_saying_which(tmp_path):
     plan = make_plan(tmp_path, seeds=(0,))
     for run in plan.runs:
         write_run(run, make_rows(0), fingerprint="e" * 64 if run.loss == "good" else MARK)
     with pytest.raises(UserError) as error:
-        read_runs(plan, [0], make_truth(), MARK)
+        check_data(plan, MARK)
     assert error.value.code == DATA
+    good, base = plan.groups["good"].runs[0], plan.groups["base"].runs[0]
     for word in (
-        "good-seed0",
-        "measured with other validation data",
+        "good-seed0 was measured with other validation data",
         "d.yaml",
         "6 pictures",
         "e" * 12,
         "f" * 12,
+        f"Remove {good.measured}",
     ):
         assert word in str(error.value), word
-    run = plan.groups["good"].runs[0]
+    (good.measured / "metrics.json").write_text((base.measured / "metrics.json").read_text())
+    check_data(plan, MARK)  # what was measured of other weights is not looked at: it is measured again
     before = {"path": "old.yaml", "fingerprint": "a" * 64, "num_pictures": 1, "num_boxes": 2}
-    metrics = json.loads((plan.groups["base"].runs[0].measured / "metrics.json").read_text())
-    (run.measured / "metrics.json").write_text(json.dumps(metrics))
-    (run.folder / "metrics.json").write_text(json.dumps({"data": before}))
-    with pytest.raises(UserError, match=r"was trained with other validation data than the rest: old\.yaml"):
-        read_runs(plan, [0], make_truth(), MARK)
+    (good.folder / "metrics.json").write_text(json.dumps({"data": before}))
+    with pytest.raises(
+        UserError, match=r"was trained with other validation data than there is now: old\.yaml"
+    ):
+        check_data(plan, MARK)
 
 
 def test_only_seeds_of_all_losses_count(tmp_path):
@@ -237,7 +256,9 @@ def test_only_seeds_of_all_losses_count(tmp_path):
     for run in plan.runs:
         if run.name not in ("base-seed1", "good-seed2"):
             write_run(run, make_rows(0))
-    assert complete_seeds(plan) == [0]
+    assert complete_seeds(plan) == [0] and missing_runs(plan) == ["base-seed1", "good-seed2"]
+    del plan.groups["base"].runs[2]  # as among finished runs, where nobody asked for it
+    assert missing_runs(plan) == ["base-seed1", "base-seed2", "good-seed2"]
     (plan.groups["base"].runs[0].measured / "predictions.json").unlink()
     assert complete_seeds(plan) == []
 

@@ -216,7 +216,8 @@ def test_calibration_by_hand():
             [2, 0, 0, 50, 50, 1.00, 1],
         ]
     )
-    found = calibration(truth, rows)
+    found = calibration(truth, [rows])
+    assert calibration(truth, [rows[:1], rows[1:]]) == found  # of several runs
     high = {"score": (0.95 + 0.91 + 1) / 3, "iou": 2.5 / 3, "count": 3}
     low = {"score": 0.05, "iou": 0, "count": 1}
     assert found["bins"] == [pytest.approx(low), pytest.approx(high)]
@@ -228,10 +229,10 @@ def test_calibration_leaves_crowds_out():
     inside, half_outside, on_truth = (50, 50, 20, 20), (90, 0, 20, 20), (0, 0, 20, 20)
     outside, other_class = (81, 81, 40, 40), (50, 50, 20, 20)
     rows = [[1, *box, 0.5, 1] for box in (inside, half_outside, on_truth, outside)]
-    found = calibration(truth, np.array([*rows, [1, *other_class, 0.5, 2]], float))
+    found = calibration(truth, [np.array([*rows, [1, *other_class, 0.5, 2]], float)])
     # Left: the one on the truth (IoU 1), the one mostly outside and that of another class (0).
     assert found["bins"] == [pytest.approx({"score": 0.5, "iou": 1 / 3, "count": 3})]
 
 
 def test_calibration_of_nothing():
-    assert calibration(truth_of([]), NOTHING) == {"bins": [], "error": 0.0}
+    assert calibration(truth_of([]), [NOTHING]) == {"bins": [], "error": 0.0}

@@ -4,15 +4,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from utils.comparison.arguments import parse_comparison
 from utils.comparison.compare_file import flags_to_argv, read_compare_file
 from utils.comparison.finished import Finished, check_recipes, group_by_loss, plan_of_finished
-from utils.comparison.plan import check_started, check_weights, make_plan, read_seeds
+from utils.comparison.plan import check_start, check_started, make_plan, read_seeds
 from utils.config import KEYS, Resolved
 from utils.config_files import ROOT, load_config
 from utils.config_text import dump_config
 from utils.errors import USAGE, UserError
+from utils.training.checkpoint import save_checkpoint
 
 COMPARISONS = sorted((ROOT / "configs" / "compare").glob("*.yaml"))
 
@@ -70,6 +72,17 @@ def test_baseline_by_name_or_file_and_names_of_the_comparison(losses):
     assert plan("--losses a.yaml b.yaml --baseline b").baseline == "b"
     assert plan("--losses a.yaml b.yaml --baseline b.yaml --name x --project y").folder == Path("y/x")
     assert "none of the losses: a, b" in refusal(plan, "--losses a.yaml b.yaml --baseline c")
+    shutil.copy("b.yaml", "dfl_0.5.yaml")
+    assert plan("--losses a.yaml dfl_0.5.yaml --baseline dfl_0.5").baseline == "dfl_0.5"
+    assert plan("--losses a.yaml dfl_0.5.yaml --baseline dfl_0.5.yaml").baseline == "dfl_0.5"
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[2J", "\udcff", "x" * 199])
+def test_names_that_no_folder_or_screen_takes_are_refused(losses, name):
+    shutil.copy("b.yaml", f"{name}.yaml")
+    arguments = parse_comparison(["--losses", "a.yaml", f"{name}.yaml", "--data", "d"])
+    message = refusal(make_plan, *arguments)
+    assert "rename the loss's file" in message and message.isprintable() and message.isascii()
 
 
 @pytest.mark.parametrize(
@@ -211,12 +224,22 @@ def test_runs_of_other_settings_are_refused(losses):
     check_started(changed)
 
 
-def test_other_weights_to_start_from_are_refused(losses):
+def test_other_weights_or_training_pictures_are_refused(losses):
     found = plan("--losses a.yaml b.yaml --data d")
-    check_weights(found)
-    check_weights(found)
-    message = refusal(check_weights, found._replace(weights="x.pt"))
-    assert "--weights ''" in message and "x.pt" in message
+    check_start(found, "aaa")
+    check_start(found, "aaa")
+    message = refusal(check_start, found, "bbb")
+    assert "there training data: aaa" in message and "now   training data: bbb" in message
+    assert "scratch" not in message and "--name" in message
+    assert "x.pt not found" in refusal(check_start, found._replace(weights="x.pt"), "aaa")
+    content = {"config": {"model": {}}, "names": ["cat"], "ema": {"a": torch.zeros(1)}}
+    save_checkpoint(Path("x.pt"), content)
+    message = refusal(check_start, found._replace(weights="x.pt"), "aaa")
+    assert "there weights: from scratch" in message and "now   weights: x.pt " in message
+    Path("runs/compare/exp/runs/start.txt").write_text("")  # killed while it was written
+    check_start(found._replace(weights="x.pt"), "aaa")
+    save_checkpoint(Path("x.pt"), content | {"names": ["dog"]})  # the same path, other weights
+    assert "weights: x.pt" in refusal(check_start, found._replace(weights="x.pt"), "aaa")
 
 
 # finished runs

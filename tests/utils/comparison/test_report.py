@@ -174,6 +174,7 @@ def check_policy(browser) -> None:
 
 def test_hostile_names_are_inert_text(page, make_content):
     content = make_content(names=NAMES, classes=(HOSTILE, "<a href='https://example.com'>x</a>"))
+    content["missing"] = [HOSTILE]
     content["name"] = content["protocol"]["data"] = content["protocol"]["versions"]["torch"] = HOSTILE
     content["losses"][HOSTILE]["changes"] = {HOSTILE: [HOSTILE, None]}
     for loss in content["losses"].values():
@@ -191,6 +192,7 @@ def test_hostile_names_are_inert_text(page, make_content):
         [64, "data:image/jpeg"],
     ]
     assert HOSTILE in ask(browser, "document.querySelector('.verdicts').innerText")
+    assert f"Runs are missing: {HOSTILE}; their" in ask(browser, "document.querySelector('main').innerText")
     ticks = "[...document.querySelectorAll('[data-chart=classes] .ytick')].map((tick) => tick.textContent)"
     assert sorted(ask(browser, ticks)) == ["</script><img src=x onerr…", "<a href='https://example.…"]
     check_policy(browser)

@@ -1,5 +1,6 @@
 """Runs as processes: order, going on, failures, interrupts, slots. train.py and val.py are stand-ins here."""
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,17 @@ import torch
 
 from utils.comparison import runs
 from utils.comparison.plan import Group, Plan, make_run
-from utils.comparison.runs import MEASURING, TRAINING, Slot, make_slots, next_stage, run_all, train_command
+from utils.comparison.runs import (
+    MEASURING,
+    TRAINING,
+    Slot,
+    alone_in,
+    make_slots,
+    measure_command,
+    next_stage,
+    run_all,
+    train_command,
+)
 from utils.config import Config
 from utils.errors import USAGE, UserError
 
@@ -122,6 +133,51 @@ def test_flags_of_the_user_stand_before_those_of_the_comparison(plan):
     command = train_command(plan, plan.runs[0], Slot("0", {}, 3))
     assert command.index("--workers=3") < command.index("--epochs=1") < command.index("--seed=0")
     assert "--device=0" in command and not any("--resume" in part for part in command)
+
+
+def test_all_runs_are_measured_on_the_data_of_the_comparison(plan):
+    command = measure_command(plan, plan.groups["b"].runs[0], SLOT)
+    assert f"--data={plan.groups['a'].config.data.path}" in command and "--save-json" in command
+
+
+def test_one_comparison_at_a_time_in_a_folder(tmp_path):
+    with alone_in(tmp_path / "x"):
+        with pytest.raises(UserError, match="another comparison is at work there"), alone_in(tmp_path / "x"):
+            pass
+        with alone_in(tmp_path / "y"):
+            pass
+    with alone_in(tmp_path / "x"):
+        pass
+
+
+def test_a_full_disk_or_a_file_in_the_way_is_no_traceback(tmp_path):
+    with pytest.raises(UserError, match=r"x: No space left on device\. Mend it"), alone_in(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=r"file: (Not a directory|File exists)"),
+        alone_in(tmp_path / "file"),
+    ):
+        pass
+
+
+def test_a_run_that_ends_while_it_is_waited_for_is_not_begun_again(plan, monkeypatch):
+    run, opened = plan.runs[0], runs._open_log
+
+    def finish_first(asked):
+        if asked is run and not run.is_trained:  # its orphan lets go of the log only now
+            for folder in (run.folder / "weights", run.measured):
+                folder.mkdir(parents=True)
+            run.weights.write_text("weights")
+            (run.folder / "metrics.json").write_text("{}")
+            figures = {"AP": 0.5, "protocol": {"weights": str(run.weights)}}
+            (run.measured / "metrics.json").write_text(json.dumps(figures))
+            (run.measured / "predictions.json").write_text("[]")
+        return opened(asked)
+
+    monkeypatch.setattr(runs, "_open_log", finish_first)
+    assert run_all(plan, [SLOT]) == {}
+    assert order() == ["b-seed0", "a-seed1", "b-seed1"]
 
 
 def start_comparison() -> subprocess.Popen:

@@ -153,13 +153,25 @@ def test_power_with_known_noise_is_the_textbook_s():
     assert power_factor(0.5, 1000, 5000) == pytest.approx(1.96 + 0.8416, rel=0.01)
 
 
+@pytest.mark.parametrize("level", [0.05, 0.05 / 3])
 @pytest.mark.parametrize("num_seeds", [2, 3, 5])
-def test_power_of_seeds_alone(num_seeds):
+def test_power_of_seeds_alone(num_seeds, level):
     # Both standard errors, that which the factor multiplies and that of the other comparison, are drawn.
     rng, df = np.random.default_rng(0), num_seeds - 1
     own, other = np.sqrt(rng.chisquare(df, (2, 400_000)) / df)
-    factor, reach = power_factor(1.0, num_seeds, 73), stats.t.ppf(0.975, df)
+    factor, reach = power_factor(1.0, num_seeds, 73, level), stats.t.ppf(1 - level / 2, df)
     assert (factor * own + rng.normal(size=400_000) > reach * other).mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_more_comparisons_need_a_larger_difference_and_change_nothing_else():
+    scores = np.random.default_rng(0).normal(0.3, 0.05, (2, 5, 30))
+    resampled = scores @ resample_weights(30, 50, 0).T / 30
+    one, three = (
+        compare_paired(*scores.mean(2), *resampled, num_pictures=30, num_comparisons=k) for k in (1, 3)
+    )
+    assert three.smallest > 1.15 * one.smallest and three._replace(smallest=one.smallest) == one
+    share = one.se_seeds**2 / one.se**2
+    assert three.smallest == pytest.approx(one.se * power_factor(share, 5, 30, 0.05 / 3))
 
 
 def test_power_factor_grows_with_the_share_of_the_seeds():

@@ -8,6 +8,7 @@ from utils.comparison.tables import (
     format_comparison,
     interval_text,
     mean_and_sd,
+    missing_line,
     ordered_losses,
     summary_line,
     verdict_line,
@@ -57,6 +58,15 @@ def test_a_small_smallest_difference_is_not_0(make_content):
     assert verdict_line(content, "siou").endswith(
         "this design finds differences of 0.0004 or more with 80 % power"
     )
+
+
+def test_missing_runs_are_named_with_what_they_may_mean(make_content):
+    content = make_content()
+    assert missing_line(content) == "" and "missing" not in format_comparison(content)
+    content["missing"] = [f"vfl-seed{seed}" for seed in range(9)]
+    line = missing_line(content)
+    assert "vfl-seed0, vfl-seed1" in line and "vfl-seed5 and 3 more" in line and "flatter" in line
+    assert line in format_comparison(content)
 
 
 def test_one_comparison_is_summed_up_in_its_own_words(make_content):

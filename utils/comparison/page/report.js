@@ -16,7 +16,8 @@ function draw(figure, width) {
   const choices = charts[figure.dataset.chart];
   const {data, layout} = choices[figure.querySelector("select")?.value ?? Object.keys(choices)[0]];
   const shown = new Set(ticks.filter((tick) => tick.checked).map((tick) => Number(tick.value)));
-  const traces = data.map((trace) => ({...trace, visible: trace.meta === undefined || shown.has(trace.meta)}));
+  const isShown = (trace) => trace.meta === undefined || shown.has(trace.meta);
+  const traces = data.map((trace) => ({...trace, visible: isShown(trace)}));
   const size = width ? {width, autosize: false} : {autosize: true};
   return Plotly.react(figure.querySelector(".plot"), traces, {...layout, ...size}, config);
 }
