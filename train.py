@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from data.augment.show_plan import show_plan
 from data.dataset import unpad
+from data.index import fingerprint
 from data.letterbox import rounding_note
 from data.loader import Loader
 from data.run_data import Data, load_data

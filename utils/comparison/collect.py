@@ -62,14 +62,27 @@ def missing_runs(plan: Plan) -> list[str]:
 
 
 def check_data(plan: Plan, fingerprint: str) -> None:
-    """Refuse runs that were trained beside, or measured on, other validation pictures, boxes or classes."""
+    """Refuse runs that were trained beside, or measured on, other validation pictures, boxes or classes.
+
+    And runs that were trained on other pictures than each other; of older ones that is not known.
+    """
+    learned: dict[str, Run] = {}  # by the fingerprint of the training data
     for run in plan.runs:
         if run.is_trained:
-            remedy = "Leave this run out, or train all with the same data"
-            _check_data(f"{run.folder} was trained", _read_metrics(run.folder), fingerprint, remedy)
+            remedy, metrics = "Leave this run out, or train all with the same data", _read_metrics(run.folder)
+            _check_data(f"{run.folder} was trained", metrics, fingerprint, remedy)
+            if "training" in metrics:
+                learned.setdefault(metrics["training"], run)
         if is_measured(run):
             remedy = f"Remove {run.measured}, and the same command measures it again"
             _check_data(f"{run.folder} was measured", _read_metrics(run.measured), fingerprint, remedy)
+    if len(learned) > 1:
+        first, second = list(learned.values())[:2]
+        raise UserError(
+            f"{first.folder} and {second.folder} learned from different training pictures, boxes or classes, "
+            "so a difference would not be the losses' alone. Leave one out, or train all with the same data",
+            DATA,
+        )
 
 
 def _check_data(what: str, metrics: Mapping, fingerprint: str, remedy: str) -> None:

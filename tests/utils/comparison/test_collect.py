@@ -275,3 +275,17 @@ def test_numbers_that_json_lacks_become_null():
         "a": [None, 1, [2.5, None]],
         "b": "x",
     }
+
+
+def test_runs_that_learned_from_different_pictures_are_refused(tmp_path):
+    plan = make_plan(tmp_path)
+    for run in plan.runs:
+        write_run(run, make_rows(0))
+    for run, training in zip(plan.runs, ("a" * 64, "a" * 64, "b" * 64), strict=False):
+        metrics = json.loads((run.folder / "metrics.json").read_text())
+        (run.folder / "metrics.json").write_text(json.dumps(metrics | {"training": training}))
+    with pytest.raises(UserError, match="learned from different training pictures") as error:
+        check_data(plan, MARK)
+    assert all(str(run.folder) in str(error.value) for run in (plan.runs[0], plan.runs[2]))
+    (plan.runs[2].folder / "metrics.json").write_text((plan.runs[1].folder / "metrics.json").read_text())
+    check_data(plan, MARK)
