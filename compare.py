@@ -5,6 +5,7 @@ is finished is kept: the same command goes on where it was interrupted.
 """
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,6 +109,7 @@ def describe(plan: Plan, *, num_slots: int) -> str:
             f"seeds: {', '.join(map(str, seeds))}; {config.train.epochs} epochs at {config.data.imgsz} px",
             f"runs: {len(runs)}, {len(runs) - left} of them done; {num_slots} at a time",
             f"results: {plan.folder}",
+            *([] if find_spec("plotly") else ["no report.html without plotly: python -m pip install plotly"]),
         )
     )
 

@@ -27,7 +27,7 @@ def _one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def read_content(folder: str = "runs/compare/exp") -> dict:
+def read_content(folder: str) -> dict:
     return json.loads(Path(folder, "comparison.json").read_text())
 
 
@@ -74,10 +74,10 @@ def test_mistakes_end_before_anything_runs(command, arguments, words, code):
 
 
 def test_other_settings_than_those_of_a_finished_run_are_refused(command, shapes, tiny, trained):
-    shutil.copytree(trained, "runs/compare/exp/runs/gfl-seed0")
+    shutil.copytree(trained, "runs/compare/gfl-vfl/runs/gfl-seed0")
     result = command("compare", "--losses", "gfl", "vfl", "--data", shapes, *tiny, *FLAGS)
     assert result.code == USAGE
-    assert "runs/compare/exp/runs/gfl-seed0 was trained with other settings" in result.err
+    assert "runs/compare/gfl-vfl/runs/gfl-seed0 was begun with other settings" in result.err
     assert "train.epochs: there 4, asked 1" in result.err
 
 
@@ -90,23 +90,23 @@ def test_failed_runs_decide_the_exit_code_and_are_named(command, shapes, tiny, m
         "losses: gfl, vfl; baseline: gfl",
         "seeds: 0, 1; 1 epochs at 96 px",
         "runs: 4, 0 of them done; 1 at a time",
-        "results: runs/compare/exp",
+        "results: runs/compare/gfl-vfl",
         "ready to train",
         "the comparison is not made: no seed has all of its runs; missing: gfl-seed0, vfl-seed0",
         "failed with code 3: vfl-seed1",
         "give the same command again",
     ):
         assert text in result.out, text
-    assert not Path("runs/compare/exp/comparison.json").exists()
+    assert not Path("runs/compare/gfl-vfl/comparison.json").exists()
 
 
 def test_what_changes_between_two_calls_or_during_one_is_noticed(command, shapes, tiny, trained, monkeypatch):
     shutil.copytree(shapes.parent, "copy")
-    run = Path("runs/compare/exp/runs/gfl-seed0")
+    run = Path("runs/compare/gfl-vfl/runs/gfl-seed0")
     arguments = ["--losses", "gfl", "vfl", "--seeds", 1, "--data", "copy/data.yaml", *tiny, *FLAGS]
     monkeypatch.setattr(compare, "run_all", lambda plan, slots: shutil.copytree(trained, run) and {})
     edited = command("compare", *arguments)  # as if a file had been edited while it waited
-    assert edited.code == USAGE and "gfl-seed0 was trained with other settings" in edited.err
+    assert edited.code == USAGE and "gfl-seed0 was begun with other settings" in edited.err
     shutil.rmtree(run)
 
     def no_run(plan, slots):

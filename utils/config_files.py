@@ -216,9 +216,11 @@ def resolve_named(name: Path | str, folder: str) -> Path:
     for path in tried:
         if os.path.isfile(path):
             return path
-    shipped = ", ".join(sorted(path.stem for path in shelf.glob("*.yaml"))) or "none"
-    paths = ", ".join(dict.fromkeys(map(str, tried)))
-    raise UserError(f"{name}: no such file. Tried {paths}. Shipped in configs/{folder}: {shipped}")
+    names = sorted(path.stem for path in shelf.glob("*.yaml"))
+    near = [f"Did you mean {match}?" for match in difflib.get_close_matches(str(name), names, 1)]
+    tries = f"Tried {', '.join(dict.fromkeys(map(str, tried)))}."
+    shipped = f"Shipped in configs/{folder}: {', '.join(names) or 'none'}"
+    raise UserError(" ".join([f"{name}: no such file.", *near, tries, shipped]))
 
 
 def _read_settings(path: Path, problems: list[str]) -> dict[str, Entry]:

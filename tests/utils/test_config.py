@@ -394,6 +394,11 @@ SHIPPED = [
 ]
 
 
+def test_a_misspelt_name_is_answered_with_the_nearest():
+    message = refusal(loss="vfll")
+    assert message.startswith("vfll: no such file. Did you mean vfl? Tried vfll, ")
+
+
 def test_there_are_shipped_files():
     assert len(SHIPPED) >= 9
 

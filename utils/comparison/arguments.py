@@ -44,7 +44,11 @@ def compare_parser() -> argparse.ArgumentParser:
         help="report on finished runs, or folders of them",
     )
     add("--project", default="runs/compare", metavar="DIR", help="default %(default)s")
-    add("--name", metavar="NAME", help="results go to project/name (default: that of the YAML, else exp)")
+    add(
+        "--name",
+        metavar="NAME",
+        help="results go to project/name (default: that of the YAML, else the losses)",
+    )
     return parser
 
 

@@ -103,7 +103,7 @@ def make_plan(args: argparse.Namespace, flags: Sequence[str]) -> Plan:
     if baseline not in losses:
         raise UserError(f"--baseline {baseline} is none of the losses: {', '.join(losses)}")
     seeds = read_seeds(args.seeds[0] if len(args.seeds or ()) == 1 else args.seeds or given.get("seeds"))
-    name = args.name or (resolve_named(args.yaml, "compare").stem if args.yaml else "exp")
+    name = args.name or (resolve_named(args.yaml, "compare").stem if args.yaml else "-".join(losses)[:80])
     flags = [*FIRST_FLAGS, *flags_to_argv(given.get("flags", {})), *flags]
     asked = parse_train_flags(flags)
     folder, groups = Path(args.project) / name, {}
@@ -168,7 +168,7 @@ def check_started(plan: Plan) -> None:
         wanted = wanted.model_copy(update={"train": wanted.train.model_copy(update={"seed": run.seed})})
         if differing := differing_settings(found, wanted):
             raise UserError(
-                f"{run.folder} was trained with other settings than are asked for now:\n"
+                f"{run.folder} was begun with other settings than are asked for now:\n"
                 f"{show_differing(differing, 'there', 'asked')}\n"
                 "Ask for the same settings, give this comparison another --name, or remove that folder"
             )

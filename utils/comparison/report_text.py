@@ -26,7 +26,7 @@ from utils.metrics.coco import KEYS
 BADGES = {  # verdict -> style and text
     "better": ("better", "▲ better"),
     "worse": ("worse", "▼ worse"),
-    "no evidence": ("none", "≈ no evidence"),
+    "no evidence": ("none", "? no evidence"),
     None: ("none", "no verdict"),
 }
 PROTOCOL = {  # key of the protocol -> how it is called; others follow under their own names
@@ -67,12 +67,12 @@ DECISION = Template("""
 be chosen by the same pictures. Runs of one seed see the same data in the same order, so each loss is compared
 with the baseline seed by seed.</p>
 <p>A difference is uncertain for two reasons: another seed and other pictures. Its variance is the variance
-between the seeds divided by their number, plus the variance over the ${pictures}validation pictures by
-bootstrap. The interval is that of Student's t with Satterthwaite's degrees of freedom.</p>
-<p>The verdicts are about AP. "Better" and "worse" need p of at most 0.05 after Holm's correction for all the
-losses that are compared with the baseline, and at least $seeds seeds; AP50 and AP75 are corrected in the same
-way, each by itself. "No evidence" does not say that two losses are equal: differences below the smallest one
-that this design finds with 80 % power, Holm's correction counted, may well be there.</p>
+between the seeds divided by their number, plus what the choice of the ${pictures}validation pictures does to
+all seeds alike, by bootstrap. The interval is that of Student's t with Satterthwaite's degrees of
+freedom.</p> <p>The verdicts are about AP. "Better" and "worse" need p of at most 0.05 after Holm's correction
+for all the losses that are compared with the baseline, and at least $seeds seeds; AP50 and AP75 are corrected
+in the same way, each by itself. "No evidence" does not say that two losses are equal: differences below the
+smallest one that this design finds with 80 % power, Holm's correction counted, may well be there.</p>
 """)
 
 
@@ -146,7 +146,10 @@ def cost_table(content: dict) -> str:
         memory = max(_finite(content, name, "memory_gb"), default=None)
         time = figure(means[name] * 1e3, ".1f") + spread
         rows.append([named(content, name), time, figure(ratio, ".2f"), figure(memory, ".2f")])
-    note = '<p class="note">Mean ± standard deviation over the runs; the largest memory of any run.</p>'
+    note = (
+        '<p class="note">Mean ± standard deviation over the runs; the largest memory of any run. Runs that '
+        "shared the machine (--jobs above 1) slowed one another: their times do not compare.</p>"
+    )
     return table(["loss", "ms per step", "times the baseline's", "memory (GB)"], rows) + note
 
 

@@ -62,10 +62,10 @@ def test_losses_seeds_and_flags_of_the_training(losses):
     assert (config.loss.dfl, config.loss.box, config.model.reg_max, config.train.epochs) == (0.5, 3, 20, 4)
     assert (config.data.imgsz, found.groups["a"].config.model.reg_max) == (96, 15)
     assert config.train.patience == 0  # the end must not be chosen on the pictures that measure
-    assert found.folder == Path("runs/compare/exp")
+    assert found.folder == Path("runs/compare/a-b")
     run = found.groups["b"].runs[2]
-    assert run.folder == Path("runs/compare/exp/runs/b-seed2") and run.log == run.folder.with_suffix(".log")
-    assert run.measured == Path("runs/compare/exp/val/b-seed2")
+    assert run.folder == Path("runs/compare/a-b/runs/b-seed2") and run.log == run.folder.with_suffix(".log")
+    assert run.measured == Path("runs/compare/a-b/val/b-seed2")
 
 
 def test_baseline_by_name_or_file_and_names_of_the_comparison(losses):
@@ -236,7 +236,7 @@ def test_other_weights_or_training_pictures_are_refused(losses):
     save_checkpoint(Path("x.pt"), content)
     message = refusal(check_start, found._replace(weights="x.pt"), "aaa")
     assert "there weights: from scratch" in message and "now   weights: x.pt " in message
-    Path("runs/compare/exp/runs/start.txt").write_text("")  # killed while it was written
+    Path("runs/compare/a-b/runs/start.txt").write_text("")  # killed while it was written
     check_start(found._replace(weights="x.pt"), "aaa")
     save_checkpoint(Path("x.pt"), content | {"names": ["dog"]})  # the same path, other weights
     assert "weights: x.pt" in refusal(check_start, found._replace(weights="x.pt"), "aaa")
