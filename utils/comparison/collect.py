@@ -212,12 +212,11 @@ def pick_pictures(of: Mapping[str, Sequence[Measured]], base: Sequence[Measured]
     found = []
     for loss, runs in of.items():
         change = np.mean([one.scores - other.scores for one, other in zip(runs, base, strict=True)], axis=0)
-        change = np.nan_to_num(change)
-        order = np.argsort(-np.abs(change), kind="stable")[:PICTURES_PER_LOSS]
+        order = np.argsort(-np.abs(change), kind="stable")[:PICTURES_PER_LOSS]  # nan, without a score, last
         found += [
             {"picture_id": ids[n], "name": names[n], "difference": float(change[n]), "loss": loss}
             for n in order
-            if change[n]
+            if abs(change[n]) > 0
         ]
     return sorted(found, key=lambda picture: -abs(picture["difference"]))[:MOST_PICTURES]
 

@@ -69,10 +69,11 @@ with the baseline seed by seed.</p>
 <p>A difference is uncertain for two reasons: another seed and other pictures. Its variance is the variance
 between the seeds divided by their number, plus what the choice of the ${pictures}validation pictures does to
 all seeds alike, by bootstrap. The interval is that of Student's t with Satterthwaite's degrees of
-freedom.</p> <p>The verdicts are about AP. "Better" and "worse" need p of at most 0.05 after Holm's correction
-for all the losses that are compared with the baseline, and at least $seeds seeds; AP50 and AP75 are corrected
-in the same way, each by itself. "No evidence" does not say that two losses are equal: differences below the
-smallest one that this design finds with 80 % power, Holm's correction counted, may well be there.</p>
+freedom.</p>
+<p>The verdicts are about AP. "Better" and "worse" need p of at most 0.05 after Holm's correction for all the
+losses that are compared with the baseline, and at least $seeds seeds; AP50 and AP75 are corrected in the same
+way, each by itself. "No evidence" does not say that two losses are equal: differences below the smallest one
+that this design finds with 80 % power, Holm's correction counted, may well be there.</p>
 """)
 
 
