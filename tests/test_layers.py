@@ -17,9 +17,10 @@ ENTRY_POINTS = ("train", "val", "detect", "export", "compare", "inference", "hub
 LEAVES = {  # what each of these may import of ours, beside itself
     "utils.geometry": (),
     "utils.structures": (),
-    "utils.config": ("utils.errors",),
+    "utils.wording": (),
+    "utils.config": ("utils.errors", "utils.wording"),
     "utils.config_text": ("utils.config", "utils.errors"),
-    "utils.config_files": ("utils.config", "utils.errors", "utils.yolov5_names"),
+    "utils.config_files": ("utils.config", "utils.errors", "utils.wording", "utils.yolov5_names"),
     "utils.yolov5_names": (),
     "utils.training": ("utils.config", "utils.config_files", "utils.errors", "utils.structures"),
     "utils.errors": (),

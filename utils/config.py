@@ -5,13 +5,13 @@ string becomes a number, no bool an int (an int may stand for a float, a list fo
 are refused, and so is an unknown key.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from utils.errors import USAGE, UserError
+from utils.wording import describe_allowed, show_value
 
 
 def _list_to_tuple(value: object) -> object:
@@ -163,7 +163,12 @@ class TrainConfig(Section):
     """Optimiser, schedule and the run."""
 
     epochs: Count = Field(100, description="passes over the training pictures")
-    batch_size: Count = Field(16, description="pictures per batch, over all ranks")
+    batch_size: Count | Literal["auto"] = Field(
+        16, description="pictures per batch, over all ranks; auto = as many as the GPU's memory holds"
+    )
+    micro_batch: Count | None = Field(
+        None, description="most pictures of a rank in one forward pass; null = all of the batch"
+    )
     nominal_batch: Count | None = Field(
         None, description="pictures per optimiser step, gradients accumulate up to it; null = batch_size"
     )
@@ -189,6 +194,10 @@ class TrainConfig(Section):
     val_every: Count = Field(1, description="epochs between validations")
     anatomy_every: CountOrZero = Field(50, description="steps between two looks into the loss; 0 = none")
     save_period: int = Field(-1, ge=-1, description="epochs between extra checkpoints; below 1 = none")
+    save_minutes: NonNegative = Field(
+        10.0, description="minutes between saves of last.pt inside an epoch; 0 = only at its end"
+    )
+    deterministic: bool = Field(False, description="the same bits again on the same GPU, at some cost")
 
     @property
     def accumulation(self) -> int:
@@ -268,31 +277,8 @@ def build_config(entries: Mapping[str, Entry]) -> Config:
     return config
 
 
-def show_value(value: object) -> str:
-    """A value in one short line, spelled as YAML spells it."""
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def _explain_value(key: str, entry: Entry) -> str:
     section, name = key.split(".")
     allowed = describe_allowed(SECTIONS[section].model_json_schema()["properties"][name])
     meaning = SECTIONS[section].model_fields[name].description
     return f"{key} is {show_value(entry.value)} ({entry.where}); it must be {allowed}. Meaning: {meaning}."
-
-
-def describe_allowed(schema: Mapping) -> str:
-    """A JSON schema in words: ``an integer >= 1, <= 64``, ``"a" or "b"``."""
-    if "anyOf" in schema:
-        return ", or ".join(map(describe_allowed, schema["anyOf"]))
-    if "const" in schema or "enum" in schema:
-        return " or ".join(json.dumps(choice) for choice in schema.get("enum", [schema.get("const")]))
-    if schema["type"] == "array":
-        items = schema.get("prefixItems") or [schema["items"]]
-        count = f"{len(items)} values" if "prefixItems" in schema else "values"
-        return f"a list of {count}, each {describe_allowed(items[0])}"
-    string = "a non-empty string" if schema.get("minLength") else "a string"
-    words = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": string}
-    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    limits = ", ".join(f"{sign} {schema[bound]}" for bound, sign in signs.items() if bound in schema)
-    return f"{words.get(schema['type'], schema['type'])} {limits}".rstrip()

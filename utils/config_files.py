@@ -13,8 +13,9 @@ from pathlib import Path
 
 import yaml
 
-from utils.config import KEYS, SECTIONS, Config, Entry, Resolved, build_config, show_value
+from utils.config import KEYS, SECTIONS, Config, Entry, Resolved, build_config
 from utils.errors import USAGE, UserError
+from utils.wording import show_value
 from utils.yolov5_names import ABSENT, RENAMED
 
 ROOT = Path(__file__).resolve().parents[1]

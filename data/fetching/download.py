@@ -22,8 +22,8 @@ from data.cache import cache_folder, replacing
 from data.fetching.archives import Refused, split_name
 from data.fetching.fetch import Fetched, fetch_file
 from data.fetching.unpack import unpack
-from utils.config import show_value
 from utils.errors import DATA, UserError
+from utils.wording import show_value
 
 WANTED = {
     "url": "the http or https URL of an archive (ASCII, no user name)",

@@ -17,8 +17,8 @@ import numpy as np
 
 from data.formats.labels import RawLabels
 from data.formats.problems import Problem
-from utils.config import show_value
 from utils.errors import DATA, UserError
+from utils.wording import show_value
 
 LISTS = ("images", "annotations", "categories")
 ROBOFLOW = "_annotations.coco.json"  # the name of its JSON, which lies among the pictures

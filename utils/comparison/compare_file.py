@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Mapping
 
 from utils.arguments import train_parser
-from utils.config import show_value
 from utils.config_files import display_path, read_yaml_lines, resolve_named
 from utils.errors import UserError
+from utils.wording import show_value
 
 KEYS = {  # key -> its types, and in words
     "losses": (list, "a list of names in configs/losses, or of files"),

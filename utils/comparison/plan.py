@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from utils.arguments import train_parser
 from utils.comparison.compare_file import flags_to_argv, read_compare_file
-from utils.config import Config, config_to_plain, show_value
+from utils.config import Config, config_to_plain
 from utils.config_files import config_from_plain, display_path, load_config, read_yaml, resolve_named
 from utils.errors import UserError
 from utils.settings import resolve_training
 from utils.training.checkpoint import load_checkpoint
+from utils.wording import show_value
 
 NUM_SEEDS = 5
 FIRST_FLAGS = ("--patience=0",)  # the end must not be chosen on the pictures that measure; given flags win
