@@ -3,18 +3,24 @@
 import sys
 from collections.abc import Callable
 
+from utils.wording import printable
+
 OK = 0
 OUR_FAULT = 1
 USAGE = 2  # command line, configuration or weights
 NON_FINITE = 3  # training diverged
 DATA = 4  # data set or pictures
+NOT_SAVED = 5  # trained to the end, but a checkpoint could not be written
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: the message says what, where and what next; ``code`` is the exit code."""
+    """A mistake the user can mend: the message says what, where and what next; ``code`` is the exit code.
+
+    What the message quotes may come from anywhere; nothing in it can steer a terminal.
+    """
 
     def __init__(self, message: str, code: int = USAGE):
-        super().__init__(message)
+        super().__init__("\n".join(map(printable, str(message).split("\n"))))
         self.code = code
 
 

@@ -1,65 +1,166 @@
-"""Checkpoints: tensors and plain values, written whole or not at all, read without running code."""
+"""Checkpoints: tensors and plain values, finite, written whole or not at all, read without running code."""
 
-import os
+import io
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from utils.errors import UserError
+from utils.errors import NON_FINITE, UserError
+from utils.training.atomic_file import discard, previous_generation, replace_file
+from utils.training.weights_file import PLAIN, REMEDY, UnreadableError, read_weights, show_key, walk
 
-SCHEMA = 1  # of the checkpoint's keys; raised when their meaning changes
+SCHEMA = 2  # of the checkpoint's keys; raised when their meaning changes
+GOES_ON = {  # what a checkpoint holds beside the optimiser if a run can go on with it
+    **dict.fromkeys(("epoch", "batch", "step", "micro_batch"), int),
+    **dict.fromkeys(("model", "scaler", "optimizer", "best", "data", "origins"), dict),
+    "epoch_parts": list,
+}
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` (tensors, numbers, strings, lists, dicts) atomically: a crash keeps the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write ``content`` (tensors, numbers, strings, lists, dicts); on any error the old file stays as it was.
+
+    An ``OSError`` names the file and the reason. A ``UserError`` (``NON_FINITE``) names the first tensor that
+    is not finite; a ``TypeError`` the first value that could not be read back. A view is saved without the
+    rest of the tensor it looks at.
+    """
+    packed = _pack({"schema": SCHEMA, **content}, "")
+    _check_finite(packed, path)
+    file = io.BytesIO()  # and not the file itself: torch turns its OSErrors into others
+    torch.save(packed, file)
     try:
-        with open(temporary, "wb") as file:
-            torch.save({"schema": SCHEMA, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, file.getbuffer(), is_whole=_is_whole)
+    except OSError as error:
+        reason = f"{path} could not be written: {error.strerror or error}"
+        raise (OSError(error.errno, reason) if error.errno else OSError(reason)) from error
 
 
 def load_checkpoint(path: str | Path, *, key: str = "ema") -> dict[str, Any]:
-    """Read a checkpoint of this project that holds ``key``; else a ``UserError`` that says what to do."""
+    """Read a checkpoint of this project that holds ``key``; else a ``UserError`` that says what to do.
+
+    If the file is missing or damaged and the previous generation beside it is sound, that one is read, with a
+    line on stderr.
+    """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"weights {path} not found (working directory {Path.cwd()})")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a file it cannot or must not read
-        raise UserError(_explain(path)) from error
-    if isinstance(content, dict) and content.get("schema", SCHEMA) != SCHEMA:
-        raise UserError(f"{path} has schema {content['schema']}, this version reads schema {SCHEMA}")
+        return _read(path, key)
+    except UnreadableError as error:
+        previous = previous_generation(path)
+        if not previous.is_file():
+            raise
+        reason = str(error).removesuffix(f" {REMEDY}")
+        try:
+            content = _read(previous, key)
+        except UserError as second:
+            raise UserError(f"{reason}; and the generation before it is no help: {second}") from error
+        print(
+            f"warning: {reason.rstrip('.')}; using {previous.name} beside it, the save before that one"
+            f" (epoch {show_key(content.get('epoch'))}): what was trained between the two is not in it",
+            file=sys.stderr,
+        )
+        return content
+
+
+def tidy(weights: Path) -> None:
+    """Remove what killed saves left in the folder ``weights``; a previous generation that is needed stays."""
+    for part in weights.glob(".*.pt.part"):
+        discard(part)
+    for previous in weights.glob("*.previous.pt"):
+        if _is_whole(previous.with_name(previous.name.removesuffix(".previous.pt") + ".pt")):
+            discard(previous)
+
+
+def find_latest(project: str | Path) -> Path:
+    """The last.pt written last below ``project``, also where only its previous generation is there."""
+    found = [
+        (file.stat().st_mtime, file.with_name("last.pt"))
+        for name in ("last.pt", "last.previous.pt")
+        for file in Path(project).glob(f"*/weights/{name}")
+    ]
+    if not found:
+        raise UserError(f"--resume: no */weights/last.pt below {project}; give the path of one")
+    return max(found)[1]
+
+
+# writing
+
+
+def _pack(value: Any, where: str) -> Any:
+    """``value`` as plain dicts, lists and tuples; tensors without surplus storage, still on their device."""
+    if isinstance(value, Tensor):
+        tensor = value.detach()
+        return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+    if isinstance(value, Mapping):
+        return {key: _pack(item, f"{where}.{key}".strip(".")) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_pack(item, f"{where}.{number}") for number, item in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    if type(value) not in PLAIN:
+        kind = type(value).__name__
+        raise TypeError(f"{where} is a {kind}: a checkpoint holds tensors and plain values only")
+    return value
+
+
+def _check_finite(packed: dict[str, Any], path: Path) -> None:
+    """Refuse floating tensors with inf or nan, at one synchronisation a device.
+
+    A sum is finite only if all its summands are; where it is not, it may have overflowed, and they are looked
+    at one by one.
+    """
+    devices: dict[torch.device, list[tuple[str, Tensor]]] = {}
+    for where, value in walk(packed):
+        if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+            devices.setdefault(value.device, []).append((where, value))
+    for tensors in devices.values():
+        sums = [value.sum(dtype=torch.promote_types(value.dtype, torch.float32)) for _, value in tensors]
+        finite = torch.stack([total.isfinite() for total in sums]).tolist()
+        for (where, value), sure in zip(tensors, finite, strict=True):
+            if not sure and (num_bad := int((~value.isfinite()).sum())):
+                raise UserError(
+                    f"{path} is not written: {num_bad} of {value.numel()} numbers of {where} are inf or nan; "
+                    "go on from an earlier checkpoint with a smaller train.lr or train.clip_norm",
+                    NON_FINITE,
+                )
+
+
+# reading
+
+
+def _read(path: Path, key: str) -> dict[str, Any]:
+    """One file, without a second chance."""
+    content = read_weights(path)
+    schema = content.get("schema", SCHEMA) if isinstance(content, dict) else SCHEMA
+    if type(schema) is not int or schema != SCHEMA:
+        raise UserError(
+            f"{path} has schema {show_key(schema)[:20]}, this version reads schema {SCHEMA}: "
+            "use the version of ltrb that wrote it, or train anew"
+        )
     if not isinstance(content, dict) or not {"schema", "ema", "config", "names"} <= content.keys():
-        keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path} is no ltrb checkpoint (it holds: {keys}). {_REMEDY}")
+        keys = ", ".join(show_key(key)[:40] for key in content) if isinstance(content, dict) else ""
+        raise UserError(
+            f"{path} is no ltrb checkpoint (it holds: {keys[:120] or type(content).__name__}). {REMEDY}"
+        )
     if not _is_sound(content):
         raise UserError(
-            f"{path} is damaged: its configuration, names or tensors are not of their types. {_REMEDY}"
+            f"{path} is damaged: its configuration, names or tensors are not of their types. {REMEDY}"
         )
     if key not in content:
         raise UserError(f"{path} holds no {key}: only last.pt can be resumed; best.pt is for --weights")
     return content
 
 
-def find_latest(project: str | Path) -> Path:
-    """The last.pt written last below ``project``."""
-    found = sorted(Path(project).glob("*/weights/last.pt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UserError(f"--resume: no */weights/last.pt below {project}; give the path of one")
-    return found[-1]
+def _is_whole(path: Path) -> bool:
+    """Whether ``path`` can be read."""
+    try:
+        _read(path, "ema")
+    except UserError:
+        return False
+    return True
 
 
 def _is_sound(content: dict[str, Any]) -> bool:
@@ -72,26 +173,8 @@ def _is_sound(content: dict[str, Any]) -> bool:
         and isinstance(names, list)
         and all(isinstance(name, str) for name in names)
         and isinstance(tensors, dict)
-        and all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
-    )
-
-
-_REMEDY = (
-    "ltrb starts from its own checkpoints only (runs/train/*/weights/best.pt); "
-    "use --weights '' to train from scratch"
-)
-
-
-def _explain(path: Path) -> str:
-    try:
-        head = path.read_bytes()[:4]
-    except OSError as error:
-        return f"{path} cannot be read: {error.strerror}"
-    if not head:
-        return f"{path} is empty: the file was cut off when it was copied or written. {_REMEDY}"
-    if head[:2] in (b"PK", b"\x80\x02"):
-        return (
-            f"{path} cannot be read safely: it is damaged, or holds pickled objects as the checkpoints of "
-            f"YOLOv5 and Ultralytics do, and loading those would run code from the file. {_REMEDY}"
+        and all(isinstance(tensor, Tensor) for tensor in tensors.values())
+        and (
+            "optimizer" not in content or all(type(content.get(key)) is kind for key, kind in GOES_ON.items())
         )
-    return f"{path} is not a PyTorch checkpoint. {_REMEDY}"
+    )

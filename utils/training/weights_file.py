@@ -1,0 +1,176 @@
+"""Reading a .pt file that nobody vouches for: every check that comes before, and after, ``torch.load``.
+
+PyTorch's weights-only reader runs no code from a file, but it does not compare checksums, unpacks whatever a
+few kilobytes claim to hold, and hashes nested tuples for ever. So a file is read only if it is what
+``save_checkpoint`` writes: a zip that unpacks to no more than its size, sound by its CRC-32s, whose pickle
+makes tensors and plain values and nothing else. Memory and time stay within a small multiple of the file's
+size. Sizes in bytes.
+"""
+
+import os
+import pickletools
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from utils.errors import UserError
+from utils.wording import printable
+
+PLAIN = (str, bool, int, float, type(None))
+REMEDY = (
+    "ltrb starts from its own checkpoints only (runs/train/*/weights/best.pt); "
+    "use --weights '' to train from scratch"
+)
+_STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool"
+_KNOWN = frozenset(
+    ["collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"]
+    + [f"torch {kind}Storage" for kind in _STORAGES.split()]
+)
+_MAX_PROGRAM = (
+    2**24
+)  # of the pickle; the largest model's has under 1 MiB, an object takes up to 64 x its opcode
+_MAX_TUPLE = 1000  # values in a tuple and in the tuples inside it, repeated ones counted each time
+_MAX_NODES, _MAX_DEPTH = 1_000_000, 20  # of the content, repeated parts counted each time
+
+
+class UnreadableError(UserError):
+    """The file is missing, damaged or unsafe to read: another copy of it may serve."""
+
+
+def read_weights(path: Path) -> Any:
+    """The content of a .pt file; an ``UnreadableError`` that says what is wrong and what to do."""
+    if not path.is_file():
+        raise UnreadableError(f"weights {path} not found (working directory {Path.cwd()})")
+    try:
+        with open(path, "rb") as file:
+            _check_head(file)
+            _check_archive(file)
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        for number, (where, value) in enumerate(walk(content)):
+            _check_value(where, value, number)
+    except OSError as error:
+        raise UnreadableError(f"{path} cannot be read: {error.strerror or error}") from error
+    except _ForeignError as error:
+        raise UnreadableError(f"{path} {error}. {REMEDY}") from error
+    except Exception as error:  # zipfile and torch raise many types for what they cannot read
+        reason = f"{type(error).__name__}: {printable(str(error))[:80]}"
+        raise UnreadableError(f"{path} is damaged ({reason}). {REMEDY}") from error
+    return content
+
+
+def walk(value: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Every value in nested dicts, lists and tuples with its dotted key, containers before what they hold."""
+    yield where, value
+    if depth > _MAX_DEPTH:
+        raise _ForeignError(f"is nested deeper than any checkpoint ({where[:80]}...)")
+    if isinstance(value, Mapping):
+        items = ((show_key(key), item) for key, item in value.items())
+    elif isinstance(value, (list, tuple)):
+        items = ((str(number), item) for number, item in enumerate(value))
+    else:
+        return
+    for key, item in items:
+        yield from walk(item, f"{where}.{key}" if where else key, depth + 1)
+
+
+def show_key(key: Any) -> str:
+    """A key from a file, fit for a terminal; what is no text or number by its type, as it may be endless."""
+    if isinstance(key, str):
+        return printable(key)
+    return str(key) if type(key) is int else type(key).__name__
+
+
+class _ForeignError(ValueError):
+    """Why a file is not read; completes the sentence that begins with its path."""
+
+
+def _check_head(file: BinaryIO) -> None:
+    """Refuse what is no zip by its first letters: the older formats of PyTorch among it."""
+    head = file.read(4)
+    if not head:
+        raise _ForeignError("is empty: the file was cut off when it was copied or written")
+    if head[:2] == b"\x80\x02":
+        raise _ForeignError(f"cannot be read safely: {_pickled('in an old format')}")
+    if head != b"PK\3\4":
+        raise _ForeignError("is not a PyTorch checkpoint")
+
+
+def _check_archive(file: BinaryIO) -> None:
+    """Refuse a zip that is damaged, that unpacks to more than its size, or whose pickle makes other things.
+
+    All sizes are those of the one directory that both ``zipfile`` and PyTorch's reader take: it ends the
+    file, nothing stands before the first record, and there is one pickle in upper or lower case, which are
+    the same to PyTorch's reader.
+    """
+    size = os.fstat(file.fileno()).st_size
+    file.seek(-min(size, 98), os.SEEK_END)
+    tail = file.read()
+    if tail[-22:-18] != b"PK\5\6":
+        raise _ForeignError("is damaged: its end is missing, or something was added to it")
+    if tail[-42:-38] == b"PK\6\7" and int.from_bytes(tail[-34:-26], "little") != size - 98:
+        raise _ForeignError("is damaged: its directory is not where the file says")
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+        if sum(record.file_size for record in records) > size:
+            raise _ForeignError("cannot be read safely: its records claim more than the file holds")
+        programs = [record for record in records if record.orig_filename.lower().endswith("/data.pkl")]
+        if len(programs) != 1 or min(record.header_offset for record in records) != 0:
+            raise _ForeignError("is damaged: its records are not those of a PyTorch checkpoint")
+        if programs[0].file_size > _MAX_PROGRAM:
+            raise _ForeignError("cannot be read safely: it holds far more objects than any checkpoint")
+        if (wrong := archive.testzip()) is not None:
+            raise _ForeignError(f"is damaged: its record {show_key(wrong)[:80]} differs from its checksum")
+        _check_program(archive.read(programs[0]))
+
+
+def _check_program(program: bytes) -> None:
+    """Refuse a pickle that names anything but tensors and dicts, or tuples that take for ever to hash.
+
+    Follows the pickle's stack with one number for each value: how many values a hash of it visits.
+    """
+    stack: list[int] = []
+    marks: list[int] = []
+    memo: dict[int, int] = {}
+    for code, value, _ in pickletools.genops(program):
+        name = code.name
+        if name == "GLOBAL" and value not in _KNOWN:
+            raise _ForeignError(f"cannot be read safely: {_pickled(show_key(value)[:80])}")
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name.endswith("BINPUT"):
+            memo[value] = stack[-1]
+        elif name.endswith("BINGET"):
+            stack.append(memo[value])
+        else:
+            marked = pickletools.markobject in code.stack_before
+            start = (
+                marks.pop() - len(code.stack_before) + 2 if marked else len(stack) - len(code.stack_before)
+            )
+            visits = 1 + sum(stack[start:]) if name.startswith("TUPLE") else 1
+            if visits > _MAX_TUPLE:
+                raise _ForeignError("cannot be read safely: it holds tuples far larger than any checkpoint's")
+            stack[start:] = [visits] * len(code.stack_after)
+
+
+def _check_value(where: str, value: Any, number: int) -> None:
+    """Refuse the ``number``-th value of a content if no checkpoint holds its like."""
+    if number > _MAX_NODES:
+        raise _ForeignError("cannot be read safely: it holds far more values than any checkpoint")
+    if isinstance(value, torch.Tensor):
+        if value.device.type != "cpu" or value.layout != torch.strided:
+            raise _ForeignError(f"is damaged: its tensor {where} is not a dense one")
+        if value.nbytes > value.untyped_storage().nbytes():
+            raise _ForeignError(f"cannot be read safely: its tensor {where} claims more than the file holds")
+    elif not isinstance(value, (dict, list, tuple)) and type(value) not in PLAIN:
+        raise _ForeignError(f"holds a {type(value).__name__} in {where}, not tensors and plain values only")
+
+
+def _pickled(what: str) -> str:
+    return (
+        f"it holds pickled objects ({what}) as the checkpoints of YOLOv5 and Ultralytics do, "
+        "and loading those would run code from the file"
+    )
