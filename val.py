@@ -5,7 +5,10 @@
 
 import json
 import os
+import shlex
+import sys
 import time
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +19,12 @@ from tqdm import tqdm
 
 from data.dataset import unpad
 from data.formats.labels import format_report
-from data.formats.sources import DataSpec, format_classes
+from data.formats.sources import DataSpec, format_classes, show_names
 from data.index import Index, fingerprint, load_split, path_of
 from data.letterbox import restore, rounding_note
 from data.loader import Loader, make_val_loader
 from data.prepare import prepare_data
-from data.run_data import ground_truth_of
+from data.run_data import check_reachable, ground_truth_of
 from data.spec import load_data_spec
 from inference import load_detector
 from models.detector import Detector
@@ -34,44 +37,62 @@ from utils.plots.curves import plot_pr_curves
 from utils.plots.grid import save_grid
 from utils.postprocess import postprocess
 from utils.settings import VAL_SETTINGS, resolve_use
-from utils.training.device import on_device
+from utils.training import distributed
+from utils.training.device import on_device, select_device
 from utils.training.run_folder import make_run_folder
+from utils.wording import show_class
 
 
 class Evaluation(NamedTuple):
     """What a validation found."""
 
     metrics: Metrics
-    rows: np.ndarray  # (D, 7) all detections, as COCO's evaluators take them
-    seconds: dict[str, float]  # load, forward, postprocess of a picture; evaluation_total of all
+    rows: np.ndarray  # (D, 7) all detections by picture id, best first, as COCO's evaluators take them
+    seconds: dict[str, float]  # load, forward, postprocess of a picture of this rank; evaluation_total
 
 
 def evaluate(
     model: Detector, loader: Loader, truth: dict, *, cfg: ValConfig, device: torch.device
 ) -> Evaluation:
-    """Run ``model`` over ``loader`` in float32; compare to ``truth`` (its index's ``make_ground_truth``)."""
-    index, ids = loader.dataset.index, [category["id"] for category in truth["categories"]]
-    rows, clock = [np.zeros((0, 7))], {"load": 0.0, "forward": 0.0, "postprocess": 0.0}
-    start = time.perf_counter()
+    """Run ``model`` over ``loader`` in float32; compare to ``truth`` (its index's ``make_ground_truth``).
+
+    A collective: each rank takes its batches, with rank 0's weights; the metrics are those of one process, to
+    the bit where the arithmetic is the same. All ranks get them; the others than rank 0 get no rows.
+    """
+    begun = time.perf_counter()
+    distributed.barrier("validation")  # which some begin late: the weights travel in the impatient group
+    distributed.weights_from_rank_zero(model)
+    own, seconds = detect_all(model, loader, [c["id"] for c in truth["categories"]], cfg=cfg, device=device)
+    rows = distributed.gather_rows(torch.from_numpy(own)).numpy()
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    metrics = distributed.on_rank_zero(lambda: evaluate_detections(truth, rows, cfg.evaluator))
+    return Evaluation(metrics, rows, {**seconds, "evaluation_total": time.perf_counter() - begun})
+
+
+def detect_all(
+    model: Detector, loader: Loader, category_ids: list[int], *, cfg: ValConfig, device: torch.device
+) -> tuple[np.ndarray, dict[str, float]]:
+    """(D, 7) rows of the detections in this rank's batches, and the seconds a picture of each stage."""
+    ids, rows, seen = loader.dataset.index.picture_ids, [np.zeros((0, 7))], 0
+    clock, start = {"load": 0.0, "forward": 0.0, "postprocess": 0.0}, time.perf_counter()
+    silent = True if distributed.rank() else None  # None: silent where there is no terminal
     with torch.inference_mode():
         arriving = on_device(loader, device)
-        for batch in tqdm(arriving, total=len(loader), desc="validating", leave=False, disable=None):
+        for batch in tqdm(arriving, total=len(loader), desc="validating", leave=False, disable=silent):
             loaded = time.perf_counter()
             pred = model(batch.images)
             _wait(device)
             forwarded = time.perf_counter()
             found = postprocess(pred, conf=cfg.conf, iou=cfg.iou, max_det=cfg.max_det)
             for picture, letterbox, detections in zip(batch.pictures, batch.letterboxes, found, strict=True):
-                rows.append(pack_detections(restore(detections, letterbox), index.picture_ids[picture], ids))
-            end = time.perf_counter()
+                rows.append(pack_detections(restore(detections, letterbox), ids[picture], category_ids))
+            end, seen = time.perf_counter(), seen + len(found)
             for stage, spent in zip(
                 clock, (loaded - start, forwarded - loaded, end - forwarded), strict=True
             ):
-                clock[stage] += spent / len(index.sizes)
+                clock[stage] += spent
             start = end
-    stacked = np.concatenate(rows)
-    metrics = evaluate_detections(truth, stacked, cfg.evaluator)
-    return Evaluation(metrics, stacked, {**clock, "evaluation_total": time.perf_counter() - start})
+    return np.concatenate(rows), {stage: spent / max(1, seen) for stage, spent in clock.items()}
 
 
 def save_val_pictures(folder: Path, model: Detector, loader: Loader, names, *, cfg: ValConfig) -> None:
@@ -102,7 +123,7 @@ def format_metrics(metrics: Metrics, num_pictures: int) -> str:
     lines.append(f"{'all':>20}{num_pictures:>9}{total:>9}" + "".join(f"{value:>9.3f}" for value in first))
     for name, row in metrics.per_class.items():
         shown = f"{row['AP50']:>9.3f}{row['AP75']:>9.3f}{row['AP']:>9.3f}"
-        lines.append(f"{name[:19]:>20}{num_pictures:>9}{row['boxes']:>9}{'':>18}{shown}")
+        lines.append(f"{show_class(name)[:19]:>20}{num_pictures:>9}{row['boxes']:>9}{'':>18}{shown}")
     return "\n".join(lines)
 
 
@@ -160,43 +181,66 @@ def check_names(ours: tuple[str, ...], theirs: tuple[str, ...], *, weights: str,
     """Weights measure only data of the same classes, in the same order."""
     if ours != theirs:
         raise UserError(
-            f"the classes of the weights are not those of the data:\n  {weights}: {', '.join(ours)}\n"
-            f"  {data}: {', '.join(theirs)}\nMeasure on the data set it was trained on, or train on this one"
+            f"the classes of the weights are not those of the data:\n  {weights}: {show_names(ours)}\n"
+            f"  {data}: {show_names(theirs)}\nMeasure on the data set it was trained on, or train on this one"
         )
 
 
 def main() -> None:
     """Command line."""
     args = val_parser().parse_args()
+    device = select_device(args.device, launch=shlex.join(sys.argv))
+    with distributed.session(device):
+        measure(args)
+
+
+def measure(args: Namespace) -> None:
+    """Everything that follows from the flags; rank 0 alone reads labels, prints and writes."""
+    if args.download and not args.data:
+        raise UserError("--download: name the data set with --data; what weights name is not fetched")
     detector = load_detector(args.weights, args.device)
     config = resolve_use(args, detector.config, VAL_SETTINGS)
-    prepare_data(config.data.path, download=args.download)
-    spec = load_data_spec(config.data.path, single_cls=config.data.single_cls)
-    check_names(detector.names, spec.names, weights=args.weights, data=spec.yaml)
-    index, report = load_split(
-        spec, args.task, single_cls=config.data.single_cls, label_errors=config.data.label_errors
-    )
-    print(f"{format_classes(spec)}\n{args.task}: {format_report(report)}")
-    folder = make_run_folder(args.project, args.name, exist_ok=args.exist_ok)
-    if note := rounding_note(config.data.imgsz, detector.stride):
-        print(note)
+
+    def read() -> tuple[DataSpec, Index]:
+        prepare_data(config.data.path, download=args.download)
+        spec = load_data_spec(config.data.path, single_cls=config.data.single_cls)
+        check_names(detector.names, spec.names, weights=args.weights, data=spec.yaml)
+        index, report = load_split(
+            spec, args.task, single_cls=config.data.single_cls, label_errors=config.data.label_errors
+        )
+        print(f"{format_classes(spec)}\n{args.task}: {format_report(report)}")
+        return spec, index
+
+    spec, index = distributed.on_rank_zero(read)
+    check_reachable([index])
     loader = make_val_loader(index, config, pin=detector.device.type == "cuda")
-    result = evaluate(
-        detector.model, loader, ground_truth_of(index, spec), cfg=config.val, device=detector.device
+    first_rank = distributed.rank() == 0
+    folder = distributed.on_rank_zero(
+        lambda: make_run_folder(args.project, args.name, exist_ok=args.exist_ok)
     )
-    print(format_metrics(result.metrics, len(index.sizes)))
+    if first_rank and (note := rounding_note(config.data.imgsz, detector.stride)):
+        print(note)
+    truth = ground_truth_of(index, spec)
+    result = evaluate(detector.model, loader, truth, cfg=config.val, device=detector.device)
+    if first_rank:
+        show(result, len(index.sizes))
+        write_metrics(folder, result, describe_measurement(index, spec, config, weights=args.weights))
+        if args.save_json:
+            print(f"predictions: {write_predictions(folder, result.rows)}")
+        if not args.noplots:
+            save_val_pictures(folder, detector.model, loader, spec.names, cfg=config.val)
+            plot_pr_curves(folder / "PR_curve.png", RECALLS, result.metrics.curves, spec.names)
+        print(f"results: {folder}\nto detect: python detect.py --weights {args.weights} --source <pictures>")
+
+
+def show(result: Evaluation, num_pictures: int) -> None:
+    """Print the metrics and the time of each stage."""
+    print(format_metrics(result.metrics, num_pictures))
     print("  ".join(f"{key} {value:.4f}" for key, value in result.metrics.values.items()))
     stages = ", ".join(
         f"{stage} {1000 * result.seconds[stage]:.1f}" for stage in ("load", "forward", "postprocess")
     )
     print(f"ms a picture: {stages}; evaluation {result.seconds['evaluation_total']:.2f} s")
-    write_metrics(folder, result, describe_measurement(index, spec, config, weights=args.weights))
-    if args.save_json:
-        print(f"predictions: {write_predictions(folder, result.rows)}")
-    if not args.noplots:
-        save_val_pictures(folder, detector.model, loader, spec.names, cfg=config.val)
-        plot_pr_curves(folder / "PR_curve.png", RECALLS, result.metrics.curves, spec.names)
-    print(f"results: {folder}\nto detect: python detect.py --weights {args.weights} --source <pictures>")
 
 
 def _wait(device: torch.device) -> None:

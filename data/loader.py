@@ -5,14 +5,15 @@ picture of a group is decoded once, by one process. Sizes are (height, width), a
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from data.augment.plan import Planner, batch_shape
 from data.dataset import Batch, PictureSet, TrainSet, ValSet
-from data.index import Index
+from data.index import Index, path_of
 from data.letterbox import input_shape, rect_shape
 from data.pictures import DecodedPictures, Pictures, fitted_sizes, needed_sizes
 from data.workers import (
@@ -53,14 +54,19 @@ class TrainSampler:
     def __iter__(self) -> Iterator[list[tuple[int, int, Shape, bool]]]:
         share = self.batch_size // world_size()
         for batch in range(self.start, len(self)):
-            first, shape = batch * self.batch_size + rank() * share, self.shape_of(self.epoch, batch)
-            yield [(self.epoch, position, shape, self.mosaic) for position in range(first, first + share)]
+            yield self.items(batch, range(rank() * share, (rank() + 1) * share))
+
+    def items(self, batch: int, places: Iterable[int]) -> list[tuple[int, int, Shape, bool]]:
+        """The items at ``places`` (from 0) of a global batch."""
+        first, shape = batch * self.batch_size, self.shape_of(self.epoch, batch)
+        return [(self.epoch, first + place, shape, self.mosaic) for place in places]
 
 
 class ValSampler:
     """Every picture once, as items of ``ValSet``: square inputs, or with ``rect`` sorted by shape.
 
-    Sorting puts like shapes into one batch, so each is padded little.
+    Sorting puts like shapes into one batch, so each is padded little. Of W ranks, rank r takes the batches r,
+    r + W, ..., perhaps none: whole batches, so that their shapes and sizes are those of one process.
     """
 
     start = 0
@@ -70,12 +76,16 @@ class ValSampler:
         self.stride, self.rect = stride, rect
 
     def __len__(self) -> int:
-        return -(-len(self.sizes) // self.batch_size)
+        return len(self._own_batches())
+
+    def _own_batches(self) -> range:
+        count = -(-len(self.sizes) // self.batch_size)
+        return range(rank() % world_size(), count, world_size())
 
     def __iter__(self) -> Iterator[list[tuple[int, Shape]]]:
         aspects = self.sizes[:, 0] / self.sizes[:, 1]
         order = np.argsort(aspects, kind="stable") if self.rect else np.arange(len(aspects))
-        for batch in range(len(self)):
+        for batch in self._own_batches():
             numbers = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
             shape = self._common_shape(numbers)
             yield [(number, shape) for number in numbers]
@@ -108,7 +118,7 @@ class Units:
 
 
 class Loader:
-    """The batches of an epoch; ``len`` counts a whole epoch's. ``workers`` 0: rendered in this process.
+    """The batches of an epoch; ``len`` counts a whole epoch's of this rank. ``workers`` 0: rendered here.
 
     A picture that cannot be read, and a process that was killed, end an epoch with a ``UserError``. ``keep``:
     the processes, and the pictures they have decoded, live on from epoch to epoch.
@@ -121,6 +131,7 @@ class Loader:
             batch_sampler=units,
             num_workers=workers,
             collate_fn=list,
+            generator=torch.Generator(),  # of its workers' seeds, which nobody uses; not the global one
             pin_memory=pin,
             worker_init_fn=start_worker,
             prefetch_factor=prefetch_of(units.size) if workers else None,
@@ -152,6 +163,17 @@ class Loader:
         if isinstance(batch, UserError):
             raise batch
         return batch
+
+    def sources(self, batch: int) -> list[str]:
+        """Paths of all pictures that a batch of the training epoch shows, of all ranks, each once, sorted."""
+        items = self.sampler.items(batch, range(self.sampler.batch_size))
+        shown = {number for item in items for number in self.dataset.sources(*item)}
+        return sorted(str(path_of(self.dataset.index, number)) for number in shown)
+
+    def close(self) -> None:
+        """End the processes; for a run that ends in the midst of an epoch."""
+        if self._units._iterator is not None:
+            end_workers(self._units._iterator)
 
     def worker_pids(self) -> list[int]:
         """Process numbers of the workers that live on between epochs."""

@@ -25,7 +25,7 @@ from data.index import Index, path_of
 from data.letterbox import resize
 from data.pictures import DecodedPictures, fitted_sizes
 from utils.errors import UserError
-from utils.training.distributed import barrier, from_rank_zero, rank, world_size
+from utils.training.distributed import barrier, on_each_node
 
 SHARED_MEMORY = Path("/dev/shm")
 VERSION = 1  # of the file's form, and of how its pixels are made
@@ -67,19 +67,22 @@ def cache_pictures(
 ) -> dict[str, PackedPictures | None]:
     """The pictures of each split, packed for an input of ``shape``; None for each where ``kind`` is "none".
 
-    A collective: rank 0 builds, the others wait and map. "ram" is a file without a name in /dev/shm, which
-    lives as long as a process maps it; "disk" is kept in the user's cache directory for the next run. Too
-    little room, and a picture that cannot be read, is a ``UserError``.
+    A collective: the first rank of each machine builds, its others wait and map. "ram" is a file without a
+    name in /dev/shm, which lives as long as a process maps it; "disk" is kept in the user's cache directory
+    for the next run. Too little room, and a picture that cannot be read, is a ``UserError``.
     """
     if kind == "none":
         return dict.fromkeys(indexes)
-    if world_size() > int(os.environ.get("LOCAL_WORLD_SIZE", world_size())):
-        raise UserError(f"--cache {kind} serves the processes of one machine; leave it out on several")
     jobs = [_plan(name, index, shape) for name, index in indexes.items()]
-    files = (_pack_in_memory(jobs) if kind == "ram" else _pack_on_disk(jobs)) if rank() == 0 else []
-    paths = from_rank_zero([_path_of(file) for file in files])
+    files: list[BinaryIO] = []
+
+    def build() -> list[str]:
+        files.extend(_pack_in_memory(jobs) if kind == "ram" else _pack_on_disk(jobs))
+        return [_path_of(file) for file in files]
+
+    paths = on_each_node(build)
     packed = {job.name: PackedPictures(path, job.sizes) for job, path in zip(jobs, paths, strict=True)}
-    barrier()  # until then rank 0 keeps the files open: those in memory have no other name
+    barrier("the pictures to be cached")  # files in memory have no name but that of the one who holds them
     for file in files:
         file.close()
     return packed

@@ -1,18 +1,22 @@
 """Everything a training reads: both splits, as loaders and as ground truth."""
 
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from data.check import check_before_training
 from data.formats.sources import DataSpec, format_classes
-from data.index import Index, load_split
+from data.index import Index, fingerprint, load_split, path_of
 from data.letterbox import input_shape
 from data.loader import Loader, make_train_loader, make_val_loader
 from data.picture_cache import cache_pictures
 from data.prepare import prepare_data
 from data.spec import load_data_spec
 from utils.config import Config
+from utils.errors import DATA, UserError
 from utils.metrics.coco import make_ground_truth
 from utils.training import distributed
 
@@ -26,27 +30,73 @@ class Data(NamedTuple):
     val: Loader
     truth: dict  # COCO ground truth of the validation pictures
 
+    def with_loaders(self, cfg: Config, device: torch.device) -> "Data":
+        """The same pictures, in batches of another size."""
+        pin, pictures = device.type == "cuda", [loader.dataset.pictures for loader in (self.train, self.val)]
+        train = make_train_loader(self.index, cfg, pin=pin, pictures=pictures[0])
+        return self._replace(
+            train=train, val=make_val_loader(self.val.dataset.index, cfg, pin=pin, pictures=pictures[1])
+        )
+
 
 def load_data(cfg: Config, device: torch.device, *, download: bool) -> Data:
-    """Read both splits and make their loaders. Rank 0 is first: the others find its labels in the cache."""
-    splits, first_rank = ("train", "val"), distributed.rank() == 0
-    options = {"single_cls": cfg.data.single_cls}
-    if first_rank:
+    """Read both splits and make their loaders. A collective: rank 0 reads and checks the files, for all."""
+
+    def read() -> tuple[DataSpec, list[Index]]:
         prepare_data(cfg.data.path, download=download)
-    distributed.barrier()
-    spec = load_data_spec(cfg.data.path, **options)
-    if first_rank:
+        spec = load_data_spec(cfg.data.path, **options)
         print(format_classes(spec))
         check_before_training(spec, cfg)
-    distributed.barrier()
-    errors = cfg.data.label_errors
-    indexes = [load_split(spec, split, **options, label_errors=errors)[0] for split in splits]
+        errors = cfg.data.label_errors
+        return spec, [load_split(spec, split, **options, label_errors=errors)[0] for split in splits]
+
+    splits, options = ("train", "val"), {"single_cls": cfg.data.single_cls}
+    spec, indexes = distributed.on_rank_zero(read)
+    check_reachable(indexes)
     shape = input_shape(cfg.data.imgsz, 2 ** max(cfg.model.levels))
     cached = cache_pictures(dict(zip(splits, indexes, strict=True)), shape, cfg.data.cache)
     pin = device.type == "cuda"
     train_loader = make_train_loader(indexes[0], cfg, pin=pin, pictures=cached["train"])
     val_loader = make_val_loader(indexes[1], cfg, pin=pin, pictures=cached["val"])
     return Data(spec, indexes[0], train_loader, val_loader, ground_truth_of(indexes[1], spec))
+
+
+def check_reachable(indexes: Iterable[Index]) -> None:
+    """See on each machine whether what rank 0 found lies there too, by the first picture of each split."""
+
+    def look() -> None:
+        for path in (path_of(index, 0) for index in indexes if len(index.paths)):
+            if not path.exists():
+                raise UserError(
+                    f"{path} is not on {platform.node()}: all machines of a run need the data set at the "
+                    "same path; put it on a disk they share, or copy it to each",
+                    DATA,
+                )
+
+    distributed.on_each_node(look)
+
+
+def describe_data(data: Data) -> dict[str, str]:
+    """What tells a data set from another: pictures, boxes and fingerprint of each split."""
+    indexes, names = {"train": data.index, "val": data.val.dataset.index}, data.spec.names
+    return {
+        split: f"{len(index.sizes)} pictures, {len(index.labels)} boxes, {fingerprint(index, names)}"
+        for split, index in indexes.items()
+    }
+
+
+def check_same_data(data: Data, then: Mapping[str, str], *, where: Path) -> None:
+    """A run goes on with the pictures and boxes that it began with; ``then``: their ``describe_data``."""
+    now = describe_data(data)
+    changed = [f"  {key}: {then.get(key)} then, {now[key]} now" for key in now if then.get(key) != now[key]]
+    if changed:
+        raise UserError(
+            f"{where} was trained on other data than {data.spec.yaml} holds now:\n"
+            + "\n".join(changed)
+            + "\n"
+            f"Bring the data back as it was, or start a new run from these weights: --weights {where}",
+            DATA,
+        )
 
 
 def ground_truth_of(index: Index, spec: DataSpec) -> dict:

@@ -172,13 +172,13 @@ def test_thresholds_take_effect(command, lively, shapes):
         (["--max-det", 0], "val.max_det"),
         (["--batch", 0], "val.batch_size"),
         (["--img", 0], "data.imgsz"),
-        (["--device", "0,1"], "give one device"),
+        (["--device", "0,1"], "torchrun --nproc_per_node 2 val.py"),
     ],
 )
 def test_bad_values_are_refused(command, trained, flags, key):
     result = command("val", "--weights", trained / "weights" / "best.pt", *flags)
     assert result.code == 2 and key in result.err and flags[0] in result.err
-    assert "Traceback" not in result.err and "torchrun" not in result.err and not Path("runs").exists()
+    assert "Traceback" not in result.err and not Path("runs").exists()
 
 
 def test_weights_of_one_class_are_measured_as_one_class(command, shapes, tiny):

@@ -259,21 +259,13 @@ def test_a_run_waits_for_another_that_builds(index, capsys):
 # several ranks
 
 
-def test_several_machines_are_refused(index, monkeypatch):
-    monkeypatch.setattr(data.picture_cache, "world_size", lambda: 4)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    for kind in ("ram", "disk"):
-        assert "one machine" in refusal(index, kind)
-
-
-def test_the_other_ranks_map_what_rank_zero_built(index, monkeypatch, capsys):
-    """Rank 1 gets rank 0's path, decodes nothing and prints nothing."""
-    sent = []
-    monkeypatch.setattr(data.picture_cache, "from_rank_zero", lambda paths: sent.append(paths) or paths)
+def test_the_other_ranks_map_what_the_first_of_their_machine_built(index, monkeypatch, capsys):
+    """They get its paths, decode nothing and print nothing."""
+    built = []
+    monkeypatch.setattr(data.picture_cache, "on_each_node", lambda build: built.append(build()) or built[-1])
     first = disk(index)
     capsys.readouterr()
-    monkeypatch.setattr(data.picture_cache, "rank", lambda: 1)
-    monkeypatch.setattr(data.picture_cache, "from_rank_zero", lambda paths: sent[0] if not paths else None)
+    monkeypatch.setattr(data.picture_cache, "on_each_node", lambda build: built[0])
     monkeypatch.setattr(data.pictures, "decode_image", None)
     second = disk(index)
     assert all(np.array_equal(first(number), second(number)) for number in range(4))
@@ -310,5 +302,4 @@ def test_two_ranks_share_one_file_in_memory(shapes, tmp_path):
         tmp_path / "ranks.py",
         shapes,
     ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(list(map(str, launch)), check=True, timeout=120, cwd=ROOT, env=environment)
+    subprocess.run(list(map(str, launch)), check=True, timeout=120, cwd=ROOT)
