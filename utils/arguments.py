@@ -7,66 +7,84 @@ from collections.abc import Sequence
 from utils.config import SECTIONS
 from utils.yolov5_flags import REPLACED_IN_DETECT, REPLACED_IN_TRAIN, REPLACED_IN_VAL
 
+Flags = argparse.ArgumentParser | argparse._ArgumentGroup  # what takes flags
+LOGGERS = ("tensorboard", "wandb", "mlflow")
+RESUME = (
+    "go on with the run saved last in --project, or with this last.pt or run folder; auto: with project/name "
+    "if it holds a last.pt, else start there. Settings are the run's own; others are refused, but --epochs N "
+    "extends it: from there on the learning rate is that of a run of N epochs"
+)
+
 
 def train_parser() -> argparse.ArgumentParser:
     """Flags of train.py."""
     parser = argparse.ArgumentParser(
+        prog="train.py",
+        usage="python train.py [--data YAML] [--cfg YAML] [flags]",
         description="Train a detector. Without arguments: the demo, on generated pictures.",
-        epilog="Every setting of configs/ can be given as --set section.key=value.",
+        epilog="Flags may be cut short where that is clear: --batch 16 --img 640.",
     )
-    add = parser.add_argument
+    _add_pictures(parser.add_argument_group("pictures"))
+    _add_model(parser.add_argument_group("model and loss"))
+    _add_training(parser.add_argument_group("training"))
+    _add_run(parser.add_argument_group("the run"))
+    add_set(parser)
+    _add_replaced(parser, REPLACED_IN_TRAIN)
+    return parser
+
+
+def _add_pictures(group: Flags) -> None:
+    add = group.add_argument
     add("--data", metavar="YAML", help="data set (default data/shapes.yaml, generated on first use)")
-    add_data_flags(parser)
+    add_data_flags(group)
+    add_imgsz(group)
+    add("--multi-scale", type=float, nargs="?", const=0.5, metavar="X", help=_about("augment.multi_scale"))
+    add("--single-cls", action="store_true", default=None, help=_about("data.single_cls"))
+    add("--rect", action="store_true", default=None, help="validate on shapes padded to a multiple of 32")
+    add("--cache", nargs="?", const="ram", choices=("none", "ram", "disk"), help=_about("data.cache"))
+    add("--workers", type=int, metavar="N", help=_about("data.workers"))
+    about = "only write N augmented pictures, with what was done to them"
+    add("--show-plan", type=_count, nargs="?", const=16, metavar="N", help=about)
+
+
+def _add_model(group: Flags) -> None:
+    add = group.add_argument
     add("--cfg", metavar="YAML", help="model: demo n s m l x or a file (default n; demo for the demo)")
     add("--loss", metavar="YAML", help="loss and assigner: a name in configs/losses or a file")
     add("--hyp", metavar="YAML", help="recipe: a name in configs/recipes or a file (default: default)")
     add("--weights", default="", metavar="PT", help="start from a checkpoint; '' = from scratch")
-    add("--epochs", type=int, metavar="N", help=_about("train.epochs"))
-    add("--batch-size", type=int, metavar="N", help=_about("train.batch_size"))
-    add_imgsz(parser)
-    add("--device", default="", help="cpu, 0, or 0,1 under torchrun (default: a GPU if there is one)")
-    add("--workers", type=int, metavar="N", help=_about("data.workers"))
-    add("--cache", nargs="?", const="ram", choices=("none", "ram", "disk"), help=_about("data.cache"))
-    add("--project", default="runs/train", metavar="DIR", help="default %(default)s")
-    add("--name", default="exp", help="results go to project/name")
-    add("--exist-ok", action="store_true", help="write into an existing folder")
-    add(
-        "--resume", nargs="?", const="latest", metavar="PT", help="go on with the latest or the given last.pt"
-    )
-    add("--seed", type=int, metavar="N", help=_about("train.seed"))
-    add(
-        "--optimizer", choices=("AdamW", "SGD"), help=_about("train.optimizer") + "; --hyp sgd sets its rates"
-    )
-    add("--patience", type=int, metavar="N", help=_about("train.patience"))
     add("--freeze", type=_int_or_name, nargs="+", metavar="N", help="N parts, backbone or neck do not train")
-    add(
-        "--cos-lr",
-        dest="schedule",
-        action="store_const",
-        const="cosine",
-        help="cosine schedule (the default)",
-    )
-    add("--linear-lr", dest="schedule", action="store_const", const="linear", help="linear schedule")
-    add("--save-period", type=int, metavar="N", help=_about("train.save_period"))
+
+
+def _add_training(group: Flags) -> None:
+    add = group.add_argument
+    add("--epochs", type=int, metavar="N", help=_about("train.epochs"))
+    add("--batch-size", type=_int_or_auto, metavar="N|auto", help=_about("train.batch_size"))
+    add("--micro-batch", type=int, metavar="N", help=_about("train.micro_batch"))
+    about = _about("train.optimizer") + "; --hyp sgd sets its rates"
+    add("--optimizer", choices=("AdamW", "SGD"), help=about)
+    cosine, linear = "cosine schedule (the default)", "linear schedule"
+    add("--cos-lr", dest="schedule", action="store_const", const="cosine", help=cosine)
+    add("--linear-lr", dest="schedule", action="store_const", const="linear", help=linear)
+    add("--patience", type=int, metavar="N", help=_about("train.patience"))
+    add("--seed", type=int, metavar="N", help=_about("train.seed"))
+    add("--deterministic", action="store_true", default=None, help=_about("train.deterministic"))
+    add("--sync-bn", action="store_true", default=None, help=_about("train.sync_bn"))
     add("--val-every", type=int, metavar="K", help="validate every K-th epoch and the last")
     add("--noval", action="store_true", help="validate the last epoch only")
+
+
+def _add_run(group: Flags) -> None:
+    add = group.add_argument
+    add("--device", default="", help="cpu, 0, or 0,1 under torchrun (default: a GPU if there is one)")
+    add_folder(group, "runs/train")
+    add("--resume", nargs="?", const="latest", metavar="PT|auto", help=RESUME)
+    add("--save-minutes", type=float, metavar="X", help=_about("train.save_minutes"))
+    add("--save-period", type=int, metavar="N", help=_about("train.save_period"))
     add("--nosave", action="store_true", help="write last.pt only at the end")
     add("--noplots", action="store_true", help="draw no plots and pictures")
-    add(
-        "--show-plan",
-        type=_count,
-        nargs="?",
-        const=16,
-        metavar="N",
-        help="only write N augmented pictures, with what was done to them",
-    )
-    add("--rect", action="store_true", default=None, help="validate on shapes padded to a multiple of 32")
-    add("--single-cls", action="store_true", default=None, help="treat all classes as one")
-    add("--multi-scale", type=float, nargs="?", const=0.5, metavar="X", help=_about("augment.multi_scale"))
-    add("--sync-bn", action="store_true", default=None, help=_about("train.sync_bn"))
-    add_set(parser)
-    _add_replaced(parser, REPLACED_IN_TRAIN)
-    return parser
+    about = f"send the figures of results.csv there, too: {', '.join(LOGGERS)}; each must be installed"
+    add("--loggers", nargs="+", choices=LOGGERS, default=[], metavar="NAME", help=about)
 
 
 def val_parser() -> argparse.ArgumentParser:
@@ -92,9 +110,7 @@ def val_parser() -> argparse.ArgumentParser:
     add("--rect", action="store_true", default=None, help="pad to a multiple of 32 instead of a square")
     add("--save-json", action="store_true", help="write predictions.json in COCO's result form")
     add("--evaluator", choices=("hotcoco", "pycocotools"), help=_about("val.evaluator"))
-    add("--project", default="runs/val", metavar="DIR", help="default %(default)s")
-    add("--name", default="exp", help="results go to project/name")
-    add("--exist-ok", action="store_true", help="write into an existing folder")
+    add_folder(parser, "runs/val")
     add("--noplots", action="store_true", help="draw no pictures and curves")
     add_set(parser)
     _add_replaced(parser, REPLACED_IN_VAL)
@@ -123,17 +139,16 @@ def detect_parser() -> argparse.ArgumentParser:
     add("--hide-conf", action="store_true", help="names without scores")
     add("--show-sigma", action="store_true", help="draw one standard deviation of every box side")
     add("--line-thickness", type=int, metavar="PX", help="of the boxes (default: from the picture's size)")
-    add("--project", default="runs/detect", metavar="DIR", help="default %(default)s")
-    add("--name", default="exp", help="results go to project/name")
-    add("--exist-ok", action="store_true", help="write into an existing folder")
+    add_folder(parser, "runs/detect")
     add_set(parser)
     _add_replaced(parser, REPLACED_IN_DETECT)
     return parser
 
 
-def add_set(parser: argparse.ArgumentParser) -> None:
+def add_set(parser: Flags) -> None:
     """``--set section.key=value``, repeatable."""
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
+    about = "any setting of configs/, such as --set train.lr=1e-3; may be given several times"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help=about)
 
 
 def _add_replaced(parser: argparse.ArgumentParser, flags: dict[str, str]) -> None:
@@ -141,14 +156,22 @@ def _add_replaced(parser: argparse.ArgumentParser, flags: dict[str, str]) -> Non
         parser.add_argument(flag, nargs="*", action=_Replaced, why=why, help=argparse.SUPPRESS)
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
+def add_folder(parser: Flags, project: str) -> None:
+    """``--project``, ``--name`` and ``--exist-ok``: where results go."""
+    add = parser.add_argument
+    add("--project", default=project, metavar="DIR", help="default %(default)s")
+    add("--name", default="exp", help="results go to project/name (default %(default)s)")
+    add("--exist-ok", action="store_true", help="write into an existing folder")
+
+
+def add_data_flags(parser: Flags) -> None:
     """``--download`` and ``--label-errors``."""
     add = parser.add_argument
     add("--download", action="store_true", help="first fetch what the data set's YAML names under download")
     add("--label-errors", choices=("stop", "skip", "clip"), help=_about("data.label_errors"))
 
 
-def add_imgsz(parser: argparse.ArgumentParser) -> None:
+def add_imgsz(parser: Flags) -> None:
     """``--imgsz 640`` or ``--imgsz 480 640`` (height, width)."""
     parser.add_argument(
         "--imgsz",
@@ -166,7 +189,17 @@ def _about(key: str) -> str:
     """Help of a flag that stands for a setting: the setting's own description and default."""
     section, name = key.split(".")
     field = SECTIONS[section].model_fields[name]
-    return f"{field.description} (default {field.default})".replace("%", "%%")
+    default = "" if field.default is None or field.default is False else f" (default {field.default})"
+    return f"{field.description}{default}".replace("null =", "default:").replace("%", "%%")
+
+
+def _int_or_auto(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pictures nor auto") from None
 
 
 def _int_or_name(text: str) -> int | str:

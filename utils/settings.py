@@ -2,13 +2,27 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from utils.config import Config, Resolved, config_to_plain
-from utils.config_files import config_from_plain, load_config
+from utils.config import KEYS, Config, Resolved, config_to_plain
+from utils.config_files import SCOPES, config_from_plain, load_config
 from utils.errors import UserError
-from utils.training.checkpoint import load_checkpoint
+from utils.training.atomic_file import previous_generation
+from utils.training.checkpoint import find_latest, load_checkpoint
+from utils.wording import printable, show_value
 
 DEMO_IMGSZ = 320
+NEVER = 10**6  # epochs between validations: the last epoch is always validated
+FREE_ON_RESUME = (  # settings that a run may go on with others of: they cannot change what is left of it
+    "data.path",  # the fingerprint of the pictures decides
+    "data.workers",
+    "train.epochs",  # extends the run, or ends it earlier
+    "train.micro_batch",  # which running out of memory changes too
+    "train.patience",
+    "train.save_minutes",
+    "train.save_period",
+)
 TRAIN_SETTINGS = {  # attribute of the parsed flags -> dotted key
     "data": "data.path",
     "imgsz": "data.imgsz",
@@ -20,11 +34,14 @@ TRAIN_SETTINGS = {  # attribute of the parsed flags -> dotted key
     "multi_scale": "augment.multi_scale",
     "epochs": "train.epochs",
     "batch_size": "train.batch_size",
+    "micro_batch": "train.micro_batch",
     "seed": "train.seed",
     "optimizer": "train.optimizer",
     "patience": "train.patience",
     "schedule": "train.schedule",
     "save_period": "train.save_period",
+    "save_minutes": "train.save_minutes",
+    "deterministic": "train.deterministic",
     "val_every": "train.val_every",
     "sync_bn": "train.sync_bn",
 }
@@ -60,6 +77,16 @@ def given_settings(args: argparse.Namespace, settings: Mapping[str, str]) -> dic
     return found
 
 
+def training_settings(args: argparse.Namespace) -> dict[str, tuple[str, object]]:
+    """The same of train.py's flags, with those that are not a setting as they stand: --freeze and --noval."""
+    flags = given_settings(args, TRAIN_SETTINGS)
+    if args.freeze:
+        flags["train.freeze"] = ("--freeze", _read_freeze(args.freeze))
+    if args.noval:
+        flags["train.val_every"] = ("--noval", NEVER)
+    return flags
+
+
 def resolve_training(args: argparse.Namespace) -> Resolved:
     """The configuration of a training: files, weights' architecture, flags, --set.
 
@@ -74,15 +101,106 @@ def resolve_training(args: argparse.Namespace) -> Resolved:
         flags |= {f"model.{key}": (args.weights, value) for key, value in model.items()}
     if demo:
         flags["data.imgsz"] = ("demo", DEMO_IMGSZ)
-    flags |= given_settings(args, TRAIN_SETTINGS)
-    if args.freeze:
-        flags["train.freeze"] = ("--freeze", _read_freeze(args.freeze))
-    if args.noval:
-        flags["train.val_every"] = ("--noval", flags.get("train.epochs", ("", 10**6))[1])
+    flags |= training_settings(args)
     cfg = args.cfg or (None if args.weights else "demo" if demo else "n")
     return load_config(
         cfg=cfg, hyp=args.hyp or ("demo" if demo else "default"), loss=args.loss, flags=flags, sets=args.sets
     )
+
+
+def find_resumed(args: argparse.Namespace) -> Path | None:
+    """The last.pt that ``--resume`` means, which may not be there; None: a new run is to start.
+
+    A folder is a run's. ``auto`` finds project/name, where there is nothing yet when a job starts the first
+    time; it then starts in that very folder (as with --exist-ok), to be found there by the next try.
+    """
+    if args.resume in (None, "latest"):
+        return find_latest(args.project) if args.resume else None
+    auto = args.resume == "auto"
+    path = Path(args.project) / args.name if auto else Path(args.resume)
+    last = path / "weights" / "last.pt" if auto or path.is_dir() else path
+    saved = last.is_file() or previous_generation(last).is_file()  # the one that a killed save left
+    return None if auto and not saved else last
+
+
+def resume_training(args: argparse.Namespace, content: Mapping[str, Any], *, where: Path | str) -> Resolved:
+    """The configuration of a run that goes on: that of its checkpoint ``content``, read from ``where``.
+
+    What is given counts, not the defaults of what is not: flags, --set, and the files of --cfg, --hyp and
+    --loss, each with its keys and with the defaults that it leaves in place of another file's values. Any
+    value that differs from the checkpoint's is refused, except those of ``FREE_ON_RESUME``, which are taken
+    over. The batch size that ``auto`` once chose is the run's: auto given again changes nothing.
+
+    With other epochs the run is from there on one of that many: batches done count as done, and learning
+    rate, average and the end of mosaics follow the schedule of the new length, so the rate jumps to it. Fewer
+    than are done, or begun, are refused.
+    """
+    saved = config_to_plain(config_from_plain(content["config"], where=str(where)))
+    origins = _read_origins(content.get("origins"))
+    given = _given_on_resume(args, origins)
+    changed, refused = {}, []
+    for key, (value, origin) in given.items():
+        section, name = key.split(".")
+        old = saved[section][name]
+        if value == old or (key, value) == ("train.batch_size", "auto"):
+            continue
+        if key in FREE_ON_RESUME:
+            changed[key] = origin
+            saved[section][name] = value
+        else:
+            refused.append(f"  {key}: {show_value(old)} in {where}, {show_value(value)} by {origin}")
+    if refused:
+        raise UserError(
+            "a run goes on with its own settings, but others were given:\n" + "\n".join(refused) + "\nLeave "
+            f"them out, or start a new run from these weights: --weights {where} without --resume"
+        )
+    begun = content["epoch"] + (content.get("batch", 0) > 0)
+    if "train.epochs" in changed and saved["train"]["epochs"] < begun:
+        raise UserError(
+            f"train.epochs is {saved['train']['epochs']} ({changed['train.epochs']}), but {where} is in or "
+            f"after epoch {begun}; give at least {begun}, or start a new run without --resume"
+        )
+    return Resolved(config_from_plain(saved, where=str(where)), origins | changed)
+
+
+def _given_on_resume(args: argparse.Namespace, origins: Mapping[str, str]) -> dict[str, tuple[object, str]]:
+    """Dotted key -> the plain value that is given for it, and by what; ``origins``: those of the run."""
+    files = {"--cfg": args.cfg, "--hyp": args.hyp, "--loss": args.loss}
+    given = load_config(
+        cfg=args.cfg, hyp=args.hyp, loss=args.loss, flags=training_settings(args), sets=args.sets
+    )
+    found = {}
+    for key, origin in given.origins.items():
+        if origin != "default":
+            found[key] = origin
+        for option in (option for option, file in files.items() if file and origin == "default"):
+            if _file_decided(key, option, origins):
+                found[key] = f"{option} {files[option]}, which leaves the default"
+    plain = config_to_plain(given.config)
+    return {key: (plain[key.split(".")[0]][key.split(".")[1]], origin) for key, origin in found.items()}
+
+
+def _file_decided(key: str, option: str, origins: Mapping[str, str]) -> bool:
+    """Whether a run's value came from the file of ``option``, which may be another now.
+
+    A --loss file may set two keys of the model: the file that set any other of them was that of --cfg, or the
+    weights.
+    """
+    section, origin = key.split(".")[0], origins[key]
+    if (
+        origin in ("default", "demo")
+        or origin.startswith("--")
+        or not {key, section}.intersection(SCOPES[option])
+    ):
+        return False
+    others = {origins[k] for k in KEYS if k.startswith("model.") and k not in SCOPES["--loss"]}
+    return option != "--loss" or section != "model" or origin not in others
+
+
+def _read_origins(saved: object) -> dict[str, str]:
+    """The origin of every key, fit for a screen; "default" where a checkpoint says nothing usable."""
+    found = saved if isinstance(saved, Mapping) else {}
+    return {key: printable(found[key]) if isinstance(found.get(key), str) else "default" for key in KEYS}
 
 
 def resolve_use(args: argparse.Namespace, trained: Config, settings: Mapping[str, str]) -> Config:

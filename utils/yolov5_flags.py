@@ -7,10 +7,10 @@ REPLACED_IN_TRAIN = {
     "--noautoanchor": "there are no anchor boxes to fit; the side distributions need none",
     "--quad": "use a larger --batch-size; nothing is gained by packing pictures in fours",
     "--bucket": "runs are written to --project; copy them with your own tools",
-    "--entity": "no account is needed: results.csv, TensorBoard where it is installed",
-    "--upload_dataset": "nothing is ever uploaded",
-    "--bbox_interval": "pictures with boxes are written at the end of the run",
-    "--artifact_alias": "nothing is ever uploaded",
+    "--entity": "--loggers wandb sends the figures; WANDB_ENTITY names the account",
+    "--upload_dataset": "--loggers wandb sends the figures; pictures are never uploaded",
+    "--bbox_interval": "--loggers wandb sends the figures; pictures with boxes stay in the run's folder",
+    "--artifact_alias": "--loggers wandb sends the figures; weights are never uploaded",
     "--local_rank": "torchrun tells each process its rank by itself",
 }
 REPLACED_IN_VAL = {

@@ -10,6 +10,7 @@ from utils.errors import USAGE, UserError
 from utils.settings import (
     DEMO_IMGSZ,
     DETECT_SETTINGS,
+    NEVER,
     TRAIN_SETTINGS,
     VAL_SETTINGS,
     given_settings,
@@ -194,12 +195,14 @@ def test_every_setting_is_a_key_and_a_flag():
 def test_flags_become_settings():
     line = "--data d.yaml --img 64 96 --rect --single-cls --workers 3 --epochs 5 --batch 6 --seed 9"
     line += " --optimizer SGD --patience 4 --linear-lr --save-period 2 --val-every 3 --sync-bn"
+    line += " --micro-batch 3 --save-minutes 0.5 --deterministic"
     resolved = resolve(line)
     plain = config_to_plain(resolved.config)
     expected = {
         "data": {"path": "d.yaml", "imgsz": [64, 96], "rect": True, "single_cls": True, "workers": 3},
         "train": {"epochs": 5, "batch_size": 6, "seed": 9, "optimizer": "SGD", "patience": 4}
-        | {"schedule": "linear", "save_period": 2, "val_every": 3, "sync_bn": True},
+        | {"schedule": "linear", "save_period": 2, "val_every": 3, "sync_bn": True}
+        | {"micro_batch": 3, "save_minutes": 0.5, "deterministic": True},
     }
     for section, values in expected.items():
         assert {key: plain[section][key] for key in values} == values
@@ -222,6 +225,8 @@ def test_zero_is_a_value():
     [
         ("--epochs 0", "train.epochs", "--epochs"),
         ("--batch 0", "train.batch_size", "--batch-size"),
+        ("--micro-batch 0", "train.micro_batch", "--micro-batch"),
+        ("--save-minutes -1", "train.save_minutes", "--save-minutes"),
         ("--img 8", "data.imgsz", "--imgsz"),
         ("--seed -1", "train.seed", "--seed"),
         ("--freeze -1", "train.freeze", "--freeze"),
@@ -233,9 +238,10 @@ def test_bad_values_name_the_setting_and_the_flag(line, key, flag):
     assert text.startswith(key) and f"({flag})" in text
 
 
-@pytest.mark.parametrize(("line", "every"), [("--noval", 10**6), ("--noval --epochs 7", 7)])
-def test_noval_leaves_the_last_epoch(line, every):
-    assert resolve(line).config.train.val_every == every
+@pytest.mark.parametrize("line", ["--noval", "--noval --epochs 7", "--noval --val-every 2"])
+def test_noval_leaves_the_last_epoch(line):
+    """Whatever the epochs, so that the same flag goes with more of them."""
+    assert resolve(line).config.train.val_every == NEVER > 10**5
 
 
 # val.py and detect.py: the training's configuration, and flags over it
@@ -408,3 +414,34 @@ def test_resume_alone_means_the_latest():
     assert train("").resume is None
     assert train("--resume").resume == "latest"
     assert train("--resume a/last.pt").resume == "a/last.pt"
+    assert train("--resume auto").resume == "auto"
+
+
+def test_batch_size_auto(capsys):
+    assert resolve("--batch auto").config.train.batch_size == "auto"
+    assert resolve("--batch-size 24").config.train.batch_size == 24
+    assert "'many' is neither a number of pictures nor auto" in usage_error(
+        train_parser, "--batch many", capsys
+    )
+    assert "2.5" in usage_error(train_parser, "--batch 2.5", capsys)
+
+
+def test_loggers(capsys):
+    assert train().loggers == []
+    assert train("--loggers tensorboard mlflow --name x").loggers == ["tensorboard", "mlflow"]
+    assert "'comet'" in usage_error(train_parser, "--loggers comet", capsys)
+    assert resolve("--loggers wandb") == resolve()  # no setting
+
+
+@pytest.mark.parametrize("flag", ["--entity", "--upload_dataset", "--bbox_interval", "--artifact_alias"])
+def test_flags_of_weights_and_biases_say_what_to_use(flag, capsys):
+    train(f"{flag} x")
+    assert "--loggers wandb" in capsys.readouterr().err
+
+
+def test_every_flag_of_the_help_says_what_it_does():
+    """None without a text, none with a value of Python's in it."""
+    for parser in (train_parser(), val_parser(), detect_parser()):
+        text = parser.format_help()
+        assert "None" not in text and "False" not in text and "null" not in text
+        assert all(action.help for action in parser._actions)

@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from utils.comparison.compare_file import flags_to_argv, read_compare_file
 from utils.config import Config, config_to_plain
 from utils.config_files import config_from_plain, display_path, load_config, read_yaml, resolve_named
 from utils.errors import UserError
-from utils.settings import resolve_training
+from utils.settings import FREE_ON_RESUME, resolve_training
 from utils.training.checkpoint import load_checkpoint
 from utils.wording import show_value
 
@@ -32,6 +32,8 @@ HARMLESS = (  # settings in which runs may differ and still be compared
     "data.workers",
     "data.cache",
     "train.save_period",
+    "train.save_minutes",
+    "train.deterministic",
     "train.anatomy_every",
     "val.batch_size",
 )
@@ -149,6 +151,11 @@ def resolve_loss(asked: argparse.Namespace, path: Path) -> Config:
     resolved = resolve_training(argparse.Namespace(**{**vars(asked), "loss": str(path)}))
     if resolved.origins["train.seed"] == "--set":
         raise UserError(f"--set train.seed is not for compare.py: {OWNED['seed']}")
+    if resolved.config.train.batch_size == "auto":
+        raise UserError(
+            "--batch-size auto is not for compare.py: it may choose another size for each loss, and more "
+            "than the losses would differ. Give a number; train.py --batch-size auto prints one that fits"
+        )
     for key, origin in load_config(loss=path).origins.items():
         if origin != "default" and resolved.origins[key] != origin:
             raise UserError(
@@ -159,7 +166,10 @@ def resolve_loss(asked: argparse.Namespace, path: Path) -> Config:
 
 
 def check_started(plan: Plan) -> None:
-    """Refuse runs that were begun with other settings than are asked for now, naming folder and keys."""
+    """Refuse runs that were begun with other settings than are asked for now, naming folder and keys.
+
+    A run that has still to go on must have the settings that train.py asks for, too: ``FREE_ON_RESUME``.
+    """
     for run in plan.runs:
         file = run.folder / "config.yaml"
         if not (run.weights.is_file() and file.is_file()):
@@ -167,7 +177,8 @@ def check_started(plan: Plan) -> None:
         found = config_from_plain(read_yaml(file), where=display_path(file))
         wanted = plan.groups[run.loss].config
         wanted = wanted.model_copy(update={"train": wanted.train.model_copy(update={"seed": run.seed})})
-        if differing := differing_settings(found, wanted):
+        harmless = HARMLESS if run.is_trained else set(HARMLESS).intersection(FREE_ON_RESUME)
+        if differing := differing_settings(found, wanted, harmless):
             raise UserError(
                 f"{run.folder} was begun with other settings than are asked for now:\n"
                 f"{show_differing(differing, 'there', 'asked')}\n"
@@ -203,17 +214,17 @@ def _digest(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def differing_settings(one: Config, other: Config) -> dict[str, list]:
-    """Dotted key -> the two values, of all settings that can change a result."""
-    first, second = settings_of(one), settings_of(other)
+def differing_settings(one: Config, other: Config, harmless: Collection[str] = HARMLESS) -> dict[str, list]:
+    """Dotted key -> the two values, of all settings but the ``harmless``."""
+    first, second = settings_of(one, harmless), settings_of(other, harmless)
     return {key: [value, second[key]] for key, value in first.items() if value != second[key]}
 
 
-def settings_of(config: Config) -> dict[str, object]:
-    """Every setting that can change a result, by its dotted key, plain."""
+def settings_of(config: Config, harmless: Collection[str] = HARMLESS) -> dict[str, object]:
+    """Every setting but the ``harmless``, by its dotted key, plain."""
     tree = config_to_plain(config)
     flat = {f"{section}.{name}": value for section, values in tree.items() for name, value in values.items()}
-    return {key: value for key, value in flat.items() if key not in HARMLESS}
+    return {key: value for key, value in flat.items() if key not in harmless}
 
 
 def show_differing(differing: Mapping[str, list], one: str, other: str) -> str:

@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from utils.arguments import train_parser
 from utils.comparison.arguments import parse_comparison
 from utils.comparison.compare_file import flags_to_argv, read_compare_file
 from utils.comparison.finished import Finished, check_recipes, group_by_loss, plan_of_finished
 from utils.comparison.plan import check_start, check_started, make_plan, read_seeds
-from utils.config import KEYS, Resolved
+from utils.comparison.runs import Slot, train_command
+from utils.config import KEYS, Resolved, config_to_plain
 from utils.config_files import ROOT, load_config
 from utils.config_text import dump_config
 from utils.errors import USAGE, UserError
+from utils.settings import resolve_training, resume_training
 from utils.training.checkpoint import save_checkpoint
 
 COMPARISONS = sorted((ROOT / "configs" / "compare").glob("*.yaml"))
@@ -209,7 +212,35 @@ def test_runs_of_the_same_settings_go_on(losses):
     begin(found, "b-seed1", seed=1)
     begin(found)
     check_started(found)
-    check_started(plan("--losses a.yaml b.yaml --seeds 9 --data e --img 96 64 --workers 3 --cache ram"))
+    check_started(plan("--losses a.yaml b.yaml --seeds 9 --data e --img 96 64 --workers 3 --save-minutes 1"))
+
+
+def test_finished_runs_may_differ_in_more_than_those_that_go_on(losses):
+    """train.py itself would refuse another cache for what is left of a run."""
+    folder = begin(plan("--losses a.yaml b.yaml --seeds 2 --data d"))
+    changed = plan("--losses a.yaml b.yaml --seeds 2 --data d --cache ram --deterministic")
+    message = refusal(check_started, changed)
+    assert 'data.cache: there "none", asked "ram"' in message and "train.deterministic" in message
+    (folder / "metrics.json").touch()
+    check_started(changed)
+
+
+def test_what_a_started_run_goes_on_with_is_what_train_takes(losses):
+    """Its command, as it stands, and --resume: nothing of it is refused."""
+    found = plan("--losses a.yaml b.yaml --seeds 2 --data d --hyp sgd --img 96 64 --epochs 9")
+    run = next(run for run in found.runs if run.name == "b-seed1")
+    words = train_command(found, run, Slot("cpu", {}, 3))[2:]
+    settings = resolve_training(train_parser().parse_args(words))
+    content = {"config": config_to_plain(settings.config), "origins": settings.origins, "epoch": 2}
+    args = train_parser().parse_args([*words, "--resume=x/last.pt"])
+    assert resume_training(args, content, where="x/last.pt") == settings
+    check_started(plan("--losses a.yaml b.yaml --seeds 2 --data d --hyp sgd --img 96 64 --epochs 9"))
+
+
+def test_a_batch_size_of_its_own_for_each_loss_is_refused(losses):
+    for flag in ("--batch-size auto", "--set train.batch_size=auto"):
+        message = refusal(plan, f"--losses a.yaml b.yaml --data d {flag}")
+        assert "--batch-size auto is not for compare.py" in message and "a number" in message
 
 
 def test_runs_of_other_settings_are_refused(losses):

@@ -194,10 +194,9 @@ def start_comparison() -> subprocess.Popen:
         plan = Plan(Path("out"), "a", groups, [], device="", download=False, weights="")
         run_main(lambda: max(runs.run_all(plan, [runs.Slot("", {}, None)]).values(), default=0))
     """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     command = [sys.executable, "-c", textwrap.dedent(program)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, start_new_session=True, **options)
+    return subprocess.Popen(command, start_new_session=True, **options)
 
 
 def wait_for(condition, seconds: float = 60) -> bool:
