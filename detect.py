@@ -14,11 +14,13 @@ from data.images import decode_image
 from data.letterbox import rounding_note
 from inference import LoadedDetector, load_detector
 from utils.arguments import detect_parser
+from utils.class_folders import name_folders
 from utils.errors import DATA, OK, UserError, run_main
 from utils.plots.draw import draw_boxes
 from utils.settings import DETECT_SETTINGS, resolve_use
 from utils.structures import Detections
 from utils.training.run_folder import make_run_folder
+from utils.wording import printable, show_class
 
 
 def main() -> int:
@@ -42,7 +44,7 @@ def main() -> int:
             print(f"skipped: {error}", file=sys.stderr)
             unreadable += 1
             continue
-        print(f"{path}: {summarise(found, detector.names)}")
+        print(f"{printable(path)}: {summarise(found, detector.names)}")
         results.write(path, picture, found)
     print(f"{len(pictures) - unreadable} pictures done, {unreadable} skipped; results: {folder}")
     return DATA if unreadable else OK
@@ -83,7 +85,7 @@ def check_classes(classes: list[int] | None, names: tuple[str, ...]) -> None:
     """Every number of ``--classes`` must be a class of the weights."""
     wrong = [number for number in classes or [] if not 0 <= number < len(names)]
     if wrong:
-        known = ", ".join(f"{number} {name}" for number, name in enumerate(names))
+        known = ", ".join(f"{number} {show_class(name)}" for number, name in enumerate(names))
         raise UserError(f"--classes {' '.join(map(str, wrong))}: the weights know only {known}")
 
 
@@ -96,7 +98,7 @@ def check_line_thickness(pixels: int | None) -> None:
 def summarise(found: Detections, names: tuple[str, ...]) -> str:
     """Size of the picture and how many of each class: ``480x640 3 cat, 1 dog``."""
     counts = np.bincount(found.labels.numpy(), minlength=len(names))
-    parts = [f"{count} {names[label]}" for label, count in enumerate(counts) if count]
+    parts = [f"{count} {show_class(names[label])}" for label, count in enumerate(counts) if count]
     return f"{found.size[0]}x{found.size[1]} {', '.join(parts) or 'nothing found'}"
 
 
@@ -120,6 +122,7 @@ class ResultFolder:
 
     def __init__(self, folder: Path, names: tuple[str, ...], args: argparse.Namespace):
         self.folder, self.names, self.args = folder, names, args
+        self._crops = name_folders(names)
         self._written: set[Path] = set()
 
     def write(self, path: Path, picture: np.ndarray | None, found: Detections) -> None:
@@ -137,12 +140,13 @@ class ResultFolder:
                 hide_labels=args.hide_labels,
                 hide_conf=args.hide_conf,
             )
-            write_picture(self._unused(path.name), drawn)
+            known = cv2.haveImageWriter(f"x{printable(path.suffix)}")
+            write_picture(self._unused(path.name if known else f"{path.stem}.jpg"), drawn)
         if args.save_txt:
             write_labels(self._unused(f"labels/{path.stem}.txt"), found, scores=args.save_conf)
         if args.save_crop:
             for (x1, y1, x2, y2), label in zip(pixel_boxes(found), found.labels.tolist(), strict=True):
-                name = self._unused(f"crops/{folder_name(self.names[label])}/{path.stem}.jpg")
+                name = self._unused(f"crops/{self._crops[self.names[label]]}/{path.stem}.jpg")
                 write_picture(name, picture[y1:y2, x1:x2])
 
     def _unused(self, name: str) -> Path:
@@ -174,20 +178,13 @@ def write_labels(path: Path, found: Detections, *, scores: bool) -> None:
     path.write_text("".join(f"{label} {' '.join(f'{value:.6f}' for value in row)}\n" for label, *row in rows))
 
 
-def folder_name(name: str) -> str:
-    """A class name as the name of a folder: letters, digits, space, '-', '_', '.'; never hidden or above."""
-    safe = "".join(letter if letter.isalnum() or letter in " -_." else "_" for letter in name)
-    return safe.strip(" .") or "class"
-
-
 def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write (H, W, 3) RGB in the format of the path's ending, JPEG where OpenCV knows none."""
+    """Write (H, W, 3) RGB in the format of the path's ending."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    suffix = path.suffix if cv2.haveImageWriter(str(path)) else ".jpg"
-    done, data = cv2.imencode(suffix, cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2BGR))
+    done, data = cv2.imencode(path.suffix, cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2BGR))
     if not done:
-        raise UserError(f"{path}: this picture of shape {picture.shape} cannot be encoded as {suffix}")
-    path.with_suffix(suffix).write_bytes(data.tobytes())
+        raise UserError(f"{path}: this picture of shape {picture.shape} cannot be encoded as {path.suffix}")
+    path.write_bytes(data.tobytes())
 
 
 if __name__ == "__main__":

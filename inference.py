@@ -1,9 +1,11 @@
 """Detectors for use: ``load_detector(weights)(picture) -> Detections``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data.images import decode_image, read_size
 from data.letterbox import (
@@ -16,13 +18,15 @@ from data.letterbox import (
     restore,
 )
 from models.detector import Detector, build_detector
-from utils.config import Config
+from utils.config import Config, ModelConfig
 from utils.config_files import config_from_plain
+from utils.errors import UserError
 from utils.postprocess import postprocess
 from utils.settings import override
 from utils.structures import Detections
 from utils.training.checkpoint import load_checkpoint
 from utils.training.device import select_device
+from utils.wording import show_class
 
 
 class LoadedDetector:
@@ -86,13 +90,48 @@ def load_detector(
 ) -> LoadedDetector:
     """The detector of a checkpoint: its averaged weights, convolutions and normalisations fused.
 
-    Raises ``UserError`` for files that are not this project's checkpoints, and for sizes below 32 px.
+    Raises ``UserError`` for files that are not this project's checkpoints, for tensors that are not those of
+    the model, and for sizes below 32 px. How many processes load pictures is not for the weights to say.
     """
     content = load_checkpoint(weights)
     config = config_from_plain(content["config"], where=str(weights))
     config = override(config, {"data.imgsz": ("imgsz", imgsz)})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": None})})
     target = select_device(device)
-    model = build_detector(config.model, len(content["names"]))
-    model.load_state_dict(content["ema"])
+    model = make_detector(config.model, content["ema"], num_classes=len(content["names"]), where=str(weights))
     model = model.eval().fuse().to(target, memory_format=torch.channels_last)
     return LoadedDetector(model, config, tuple(content["names"]), target)
+
+
+def make_detector(
+    cfg: ModelConfig, tensors: Mapping[str, Tensor], *, num_classes: int, where: str
+) -> Detector:
+    """The detector that ``cfg`` describes with ``tensors`` as its weights; ``where`` they are from.
+
+    The configuration may be a stranger's, and describe a model of 200 GB. So the model is laid out without
+    memory first, and gets it only if the tensors are there whole: no more than their file held.
+    """
+    if not num_classes:
+        raise UserError(f"{where} is damaged: it names no classes; take weights as train.py wrote them")
+    with torch.device("meta"):
+        model = build_detector(cfg, num_classes)
+    own = model.state_dict()
+    wrong = {key for key in own.keys() & tensors.keys() if not _is_like(tensors[key], own[key])}
+    wrong |= own.keys() ^ tensors.keys()
+    if wrong:
+        raise UserError(
+            f"{where} is damaged: {len(wrong)} of its tensors are not those of the model it describes, "
+            f"{show_class(min(map(str, wrong)))} is the first; take weights as train.py wrote them"
+        )
+    storages = [tensor.untyped_storage() for tensor in tensors.values()]
+    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    if held < sum(tensor.nbytes for tensor in tensors.values()):
+        raise UserError(
+            f"{where} is damaged: its tensors share {held:,} bytes; take weights as train.py wrote them"
+        )
+    model.to_empty(device="cpu").load_state_dict(tensors)
+    return model
+
+
+def _is_like(tensor: Tensor, own: Tensor) -> bool:
+    return tensor.shape == own.shape and tensor.is_floating_point() == own.is_floating_point()

@@ -14,8 +14,6 @@ Ordinary JPEGs and PNGs go through OpenCV, everything else through Pillow. What 
 Sizes are (height, width).
 """
 
-import os
-import stat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +21,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from data.files import open_regular
 from utils.errors import DATA, UserError
 
 MAX_PIXELS = 200_000_000
@@ -66,7 +65,7 @@ def decode_image(path: str | Path, *, reduction: int = 1, size: tuple[int, int] 
     sides (``choose_reduction``).
     """
     try:
-        with _open_file(path) as file, _open(file) as image:
+        with open_regular(path) as file, _open(file) as image:
             _check_size(_size(image), size, reduction)
             orientation = _orientation(image)
             pixels = _decode_with_opencv(file, image, reduction)
@@ -81,17 +80,10 @@ def decode_image(path: str | Path, *, reduction: int = 1, size: tuple[int, int] 
 def read_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of a picture as ``decode_image`` returns it, from the header only."""
     try:
-        with _open_file(path) as file, _open(file) as image:
+        with open_regular(path) as file, _open(file) as image:
             return _size(image)
     except Exception as error:  # as above
         raise _picture_error(path, error) from error
-
-
-def _open_file(path: str | Path) -> BinaryIO:
-    """Open a file, never a pipe, which would wait for a writer, or a device, which may never end."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("not a regular file (a directory, a pipe or a device)")
-    return open(path, "rb")
 
 
 def _open(file: BinaryIO) -> Image.Image:

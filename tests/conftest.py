@@ -1,5 +1,7 @@
-"""What tests share: a small generated data set, a way to call a command, and a browser."""
+"""What tests share: no network, a small generated data set, a way to call a command, and a browser."""
 
+import importlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -18,6 +20,24 @@ class Result(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network(tmp_path_factory):
+    """Neither the tests nor a Python process they start may reach another host: ``tests/offline``.
+
+    Through the same variable those processes find our modules, wherever they are started.
+    """
+    attempts = tmp_path_factory.mktemp("network") / "attempts.txt"
+    here = Path(__file__).parent
+    path = filter(None, [str(here / "offline"), str(here.parent), os.environ.get("PYTHONPATH")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path))
+        patch.setenv("LTRB_ATTEMPTS", str(attempts))
+        patch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")  # c10d warns where nobody knows a name of 127.0.0.1
+        importlib.import_module("tests.offline.sitecustomize")
+        yield
+    assert not attempts.exists(), f"somebody tried to leave this machine:\n{attempts.read_text()}"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,5 +1,6 @@
 """detect.py and inference: boxes in the picture's own pixels, files, sources, unreadable pictures."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from data.images import decode_image
-from detect import find_pictures, folder_name
+from detect import find_pictures
 from inference import load_detector
 from utils.errors import DATA, UserError
 
@@ -177,12 +178,15 @@ def test_classes_must_exist(command, best, pictures):
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"),
-    [("cat", "cat"), ("../../etc", "_.._etc"), ("a/b\x1b[0m", "a_b__0m"), ("...", "class")],
-)
-def test_class_names_never_leave_the_folder(name, folder):
-    assert folder_name(name) == folder
+def test_a_result_never_replaces_another(command, best, pictures):
+    Path("in").mkdir()
+    data = pictures[0].read_bytes()
+    for name in ("a.jpg", "a.data", os.fsdecode(b"\xff\x1b.jpg")):  # JPEGs all
+        Path("in", name).write_bytes(data)
+    result = command("detect", "--weights", best, "--source", "in/*")
+    assert result.code == 0 and "in/\\udcff\\x1b.jpg: " in result.out and "\x1b" not in result.out
+    written = sorted(path.name for path in Path("runs/detect/exp").iterdir())
+    assert written == ["a.jpg", "a_2.jpg", os.fsdecode(b"\xff\x1b.jpg")]
 
 
 def test_folders_and_lists_hold_what_a_data_set_would(tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
-Side = Annotated[int, Field(ge=32)]
+Side = Annotated[int, Field(ge=32, le=16384)]
 HeightWidth = Annotated[tuple[Side, Side], BeforeValidator(_list_to_tuple)]
 Levels = Annotated[tuple[int, ...], BeforeValidator(_list_to_tuple), AfterValidator(_check_levels)]
 

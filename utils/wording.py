@@ -1,7 +1,32 @@
 """Values in words, for messages that people read."""
 
 import json
+import unicodedata
 from collections.abc import Mapping
+
+SHOWN_NAME = 80  # characters of a class's name
+JOINERS = "\u200c\u200d"  # without width, but several scripts spell with them
+
+
+def printable(text: object) -> str:
+    """Text for a terminal, in one line: every character that would steer it is spelled out, as ``\\x1b``.
+
+    These are control characters, line breaks, marks that turn the direction of writing, characters without a
+    meaning and halves of surrogate pairs, which could not even be printed. All else stays as it is.
+    """
+    text = str(text)
+    return text if text.isprintable() else "".join(map(_spell, text))
+
+
+def show_class(name: str) -> str:
+    """A class's name for a line of text, wherever it comes from: ``printable``, and not all of a long one."""
+    return printable(name if len(name) <= SHOWN_NAME else name[: SHOWN_NAME - 3] + "...")
+
+
+def _spell(letter: str) -> str:
+    kind = unicodedata.category(letter)
+    steers = (kind[0] == "C" or kind in ("Zl", "Zp")) and letter not in JOINERS
+    return letter.encode("unicode_escape").decode() if steers else letter
 
 
 def show_value(value: object) -> str:

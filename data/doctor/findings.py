@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from data.formats.problems import Policy, Problem, show_problem
+from utils.wording import printable
 
 SEVERITIES = ("error", "warning", "note")  # training refuses; the result will suffer; good to know
 SHOWN = 3  # places of a finding in the table; --json has them all
@@ -86,7 +87,7 @@ def sort_findings(findings: Sequence[Finding]) -> list[Finding]:
 
 def show_finding(finding: Finding) -> str:
     """Some lines: severity, split, what; the first places; what to do."""
-    return "\n".join(_lines_of(finding))
+    return "\n".join(map(printable, _lines_of(finding)))
 
 
 def _lines_of(finding: Finding) -> Iterator[str]:

@@ -7,7 +7,9 @@ from data.doctor.balance import SIDES
 from data.doctor.bins import find_remedies, share
 from data.doctor.diagnosis import Diagnosis
 from data.doctor.findings import SEVERITIES, show_finding
+from data.formats.sources import show_names
 from utils.errors import DATA, OK
+from utils.wording import show_class
 
 SCHEMA = 1  # of the JSON; goes up when a field changes its meaning or goes
 MOST_CLASSES = 100  # rows in the table; --json has them all
@@ -100,7 +102,7 @@ def _head(diagnosis: Diagnosis) -> str:
     spec, model = diagnosis.spec, diagnosis.config.model
     strides = " ".join(str(2**level) for level in model.levels)
     height, width = diagnosis.shape
-    left_out = f" (left out, as no box has it: {', '.join(spec.left_out)})" if spec.left_out else ""
+    left_out = f" (left out, as no box has it: {show_names(spec.left_out)})" if spec.left_out else ""
     return (
         f"data set: {spec.yaml}\n"
         f"format:   {spec.format}, {len(spec.names)} classes{left_out}\n"
@@ -128,7 +130,7 @@ def _class_table(diagnosis: Diagnosis) -> str:
     rows = [["name", "id", "index", *diagnosis.classes]]
     for index, name in enumerate(spec.names[:MOST_CLASSES]):
         counts = [str(counts[index]) if counts[index] else "-" for counts in diagnosis.classes.values()]
-        rows.append([name, str(spec.category_ids[index]), str(index), *counts])
+        rows.append([show_class(name), str(spec.category_ids[index]), str(index), *counts])
     more = len(spec.names) - MOST_CLASSES
     return "\n".join(
         ["boxes by class", *_align(rows), *([f"... and {more} more (--json)"] if more > 0 else [])]

@@ -18,6 +18,7 @@ from typing import IO, NamedTuple
 
 CHUNK = 2**20  # read at a time; a tar header that wants more is refused, as tarfile would hold it in memory
 MAX_DEPTH = 32  # folders in each other
+STEERING = r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"  # in names: control, direction
 TAR_KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.LNKTYPE: "a hard link",
@@ -52,13 +53,14 @@ def split_name(name: str) -> tuple[str, ...]:
     """Parts of a relative path with forward slashes, ``.`` and empty ones left out; ``()`` is its folder.
 
     Raises ``Refused`` for a name that could lead elsewhere on any system: absolute, ``..``, drive letters,
-    backslashes, control characters (NUL too), parts that end in a dot or a blank (Windows drops these).
+    backslashes, control characters (NUL too, and marks that turn the direction of writing), parts that end in
+    a dot or a blank (Windows drops these).
     """
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     faults = {
         "is an absolute path": name.startswith("/"),
         "has a backslash": "\\" in name,
-        "has a control character": re.search(r"[\x00-\x1f\x7f]", name),
+        "has a control character": re.search(STEERING, name),
         "has a '..'": ".." in parts,
         "has a drive letter": any(re.match(r"[A-Za-z]:", part) for part in parts),
         "has a part that ends in a dot or a blank": any(part[-1] in ". " for part in parts),

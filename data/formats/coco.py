@@ -9,12 +9,14 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from io import TextIOWrapper
 from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from data.files import open_regular
 from data.formats.labels import RawLabels
 from data.formats.problems import Problem
 from utils.errors import DATA, UserError
@@ -53,7 +55,8 @@ class CocoPictures(NamedTuple):
 def read_json(path: Path) -> CocoFile:
     """Parse and check the outline; a ``UserError`` names the line, or the key that is not as it should be."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open_regular(path) as file:
+            text = TextIOWrapper(file, encoding="utf-8-sig").read()
         content = json.loads(text)
     except JSONDecodeError as error:
         raise UserError(
@@ -63,7 +66,7 @@ def read_json(path: Path) -> CocoFile:
         OSError,
         ValueError,
         RecursionError,
-    ) as error:  # ValueError: not UTF-8, or a number of 5,000 digits
+    ) as error:  # ValueError: a pipe, not UTF-8, or a number of 5,000 digits
         raise UserError(f"{path}: cannot read this as COCO JSON: {error}", DATA) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a COCO file is an object with {', '.join(LISTS)}; this is none", DATA)

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 
+from data.files import open_regular
 from utils.errors import DATA, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -37,8 +39,9 @@ def find_listed(line: str, path: Path, root: Path) -> str | None:
 def read_lines(path: Path) -> list[str]:
     """The lines of a UTF-8 text file, stripped, without empty ones. A line with a NUL is an error."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        with open_regular(path) as file:
+            lines = TextIOWrapper(file, encoding="utf-8-sig").read().splitlines()
+    except (OSError, ValueError) as error:  # ValueError: a pipe, or not UTF-8
         text = f"{path}: cannot read this as a list of pictures (UTF-8, one path a line): {error}"
         raise UserError(text, DATA) from error
     for number, line in enumerate(lines, 1):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from data.formats.coco import ROBOFLOW
 from data.formats.listing import SUFFIXES, find_listed, read_lines, read_list, walk_pictures
 from utils.errors import DATA, UserError
+from utils.wording import printable, show_class
 
 SPLITS = ("train", "val", "test")
 SHOWN_VALUE, SHOWN_PATH = 80, 500  # characters in errors
@@ -33,8 +34,8 @@ class DataSpec(NamedTuple):
 
 def format_classes(spec: DataSpec) -> str:
     """Id in the source -> class index -> name, as a table; one line where the ids are the indices."""
-    pairs = list(zip(spec.category_ids, spec.names, strict=True))
-    lines = [f"left out, as no box has it: {', '.join(spec.left_out)}"] if spec.left_out else []
+    pairs = list(zip(spec.category_ids, map(show_class, spec.names), strict=True))
+    lines = [f"left out, as no box has it: {show_names(spec.left_out)}"] if spec.left_out else []
     if spec.category_ids == tuple(range(len(spec.names))):
         return "\n".join(["classes: " + ", ".join(f"{key} {name}" for key, name in pairs), *lines])
     rows = [f"{key:>8}{index:>8}  {name}" for index, (key, name) in enumerate(pairs)]
@@ -53,7 +54,7 @@ def join(base: Path, entry: str) -> Path:
 
 def indent(paths: Sequence[Path]) -> str:
     """One path a line, for errors."""
-    return "\n".join(f"  {_cut(str(path), SHOWN_PATH)}" for path in paths)
+    return "\n".join(f"  {_cut(printable(path), SHOWN_PATH)}" for path in paths)
 
 
 def show(value: object) -> str:
@@ -64,7 +65,7 @@ def show(value: object) -> str:
 def show_names(names: Sequence[str]) -> str:
     """Names in one line, for errors: not all of very many."""
     more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
-    return ", ".join(_cut(name, SHOWN_VALUE) for name in names[:SHOWN_NAMES]) + more
+    return ", ".join(map(show_class, names[:SHOWN_NAMES])) + more
 
 
 def _cut(text: str, length: int) -> str:

@@ -14,6 +14,7 @@ from xml.parsers import expat
 
 import numpy as np
 
+from data.files import open_regular
 from data.formats.labels import RawLabels
 from data.formats.problems import Problem
 
@@ -84,8 +85,6 @@ class _Reader:
 
 def parse_xml(data: bytes) -> VocFile:
     """The objects of one file. Raises ``ValueError`` or ``expat.ExpatError``, with a ``lineno``."""
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"{len(data)} bytes are more than the limit of {MAX_BYTES}")
     reader = _Reader()
     try:
         reader.parser.Parse(data, True)
@@ -155,12 +154,13 @@ class _Fault(Exception):
 
 def _read_file(path: str) -> tuple[VocFile | None, Problem | None]:
     try:
-        return parse_xml(Path(path).read_bytes()), None
+        with open_regular(path, most=MAX_BYTES) as file:
+            return parse_xml(file.read()), None
     except (FileNotFoundError, NotADirectoryError):
         return None, None
     except OSError as error:
         return None, Problem(path, 0, f"cannot read this label file: {error.strerror}", "label file")
-    except (expat.ExpatError, ValueError) as error:  # ValueError: also a NUL in the path
+    except (expat.ExpatError, ValueError) as error:  # ValueError: also a pipe, a NUL in the path
         text = expat.errors.messages.get(getattr(error, "code", None), str(error))
         return None, Problem(
             path, getattr(error, "lineno", 0), f"cannot read this as VOC XML: {text}", "label file"

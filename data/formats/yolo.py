@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.files import open_regular
 from data.formats.labels import RawLabels
 from data.formats.problems import Problem
 
+MAX_BYTES = 20_000_000  # 300 polygons of 4,000 points
 PIXELS = 2.0  # larger coordinates can only be pixels
 BOX_COLUMNS = 5
 MIN_POLYGON_COLUMNS = 7  # class and three points
@@ -112,11 +114,11 @@ def _read_chunk(files: list[str]) -> _Files:
 def _read_file(path: str, found: _Files) -> None:
     rows, unreadable = None, False
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, most=MAX_BYTES) as file:
             rows, lines, problems = parse_labels(file.read(), path)
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path, from a list file
+    except (OSError, ValueError) as error:  # ValueError: a pipe, or a NUL in the path
         unreadable = True
         found.problems.append(
             Problem(

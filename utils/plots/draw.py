@@ -55,7 +55,7 @@ def display_text(text: str) -> str:
 
 def display_name(label: int, names) -> str:
     """A class's name, cut to 32 characters; ``class 7`` where it has none or the font no glyph of it."""
-    name = display_text(names[int(label)]) if 0 <= int(label) < len(names) else ""
+    name = display_text(names[int(label)][: 8 * NAME_LENGTH]) if 0 <= int(label) < len(names) else ""
     short = name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1].rstrip() + "…"
     return short or f"class {int(label)}"
 

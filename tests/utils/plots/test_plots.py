@@ -119,6 +119,8 @@ def test_names_keep_what_the_font_can_draw():
     assert display_name(1, ["", "猫"]) == display_name(1, []) == "class 1"
     assert display_name(0, ["猫 cat"]) == "cat"
     assert len(display_name(0, ["long " * 99])) == 32
+    assert display_name(0, ["\x1b[2J\u202e\ud800cat$"]) == "[2Jcat$"
+    assert display_name(0, ["\0" * 10**8 + "cat"]) == "class 0"  # at once: only the start is looked at
 
 
 def test_non_ascii_names_differ_in_the_picture():
