@@ -38,6 +38,15 @@ class Batch(NamedTuple):
     pictures: list[int]
     letterboxes: list[Letterbox | None]
 
+    def split(self, size: int) -> list["Batch"]:
+        """Parts of at most ``size`` pictures, in order; truths stay padded as they are."""
+        parts = []
+        for start in range(0, len(self.pictures), size):
+            part = slice(start, start + size)
+            truth = Targets(*(tensor[part] for tensor in self.truth))
+            parts.append(Batch(self.images[part], truth, self.pictures[part], self.letterboxes[part]))
+        return parts
+
     def pin_memory(self) -> "Batch":
         """In page-locked memory, from where copies to a GPU run by themselves; called by PyTorch's loader."""
         truth = Targets(*(tensor.pin_memory() for tensor in self.truth))
@@ -84,6 +93,12 @@ class TrainSet(PictureSet):
         )
         order = self.planner.order(epoch)
         return Sample(image, boxes, labels, ignore, int(order[position % len(order)]), None)
+
+    def sources(self, epoch: int, position: int, shape: tuple[int, int], mosaic: bool) -> list[int]:
+        """Numbers, in the index, of all pictures that an item shows."""
+        plan = self.planner.plan(epoch, position, mosaic=mosaic, shape=shape)
+        tiles = plan.tiles + (plan.mixed.tiles if plan.mixed else ())
+        return [tile.source for tile in tiles]
 
 
 class ValSet(PictureSet):

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from utils.errors import OUR_FAULT, UserError
 from utils.training.distributed import rank
+from utils.training.signals import ending_signals, leave_to_parent
 
 SHARED_MEMORY = Path("/dev/shm")
 MAX_WORKERS = 8
@@ -51,9 +52,9 @@ def prefetch_of(size: int) -> int:
 
 
 def start_worker(_: int) -> None:
-    """First thing in a worker, whose errors travel to the training process; that one alone heeds Ctrl-C."""
+    """First thing in a worker: its errors travel to the training process, which alone heeds signals to end."""
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_to_parent()
     sys.excepthook = _show_unless_parted
     gc.freeze()  # what is inherited is shared memory as long as the collector does not write to it
 
@@ -70,7 +71,7 @@ def start_units(loader: DataLoader) -> Iterator[list]:
     handler = signal.getsignal(child_signal) if child_signal else None
     old = loader._iterator  # of an earlier epoch, whose workers have to answer
     check_workers(old)
-    with _explained(old) if old is not None else _ctrl_c_held():
+    with _explained(old) if old is not None else _signals_held():
         units = iter(loader)
     if child_signal and signal.getsignal(child_signal) is not handler:
         signal.signal(child_signal, handler)
@@ -78,12 +79,12 @@ def start_units(loader: DataLoader) -> Iterator[list]:
 
 
 @contextmanager
-def _ctrl_c_held() -> Iterator[None]:
-    """Ctrl-C waits until the end of the block: new processes take a moment to decide that they ignore it."""
+def _signals_held() -> Iterator[None]:
+    """Signals to end wait until the end of the block: new processes take a moment until they ignore them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())
     try:
         yield
     finally:

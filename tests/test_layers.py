@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("data", "models", "utils")
 PROGRAMS = ("benchmarks", "scripts", "examples")
 SKIPPED = ("tests", "datasets", "runs", "docs", "configs")  # and hidden folders
-ENTRY_POINTS = ("train", "val", "detect", "export", "compare", "inference", "hubconf")
+ENTRY_POINTS = ("train", "run_setup", "val", "detect", "export", "compare", "inference", "hubconf")
 LEAVES = {  # what each of these may import of ours, beside itself
     "utils.geometry": (),
     "utils.structures": (),
@@ -22,8 +22,14 @@ LEAVES = {  # what each of these may import of ours, beside itself
     "utils.config_text": ("utils.config", "utils.errors"),
     "utils.config_files": ("utils.config", "utils.errors", "utils.wording", "utils.yolov5_names"),
     "utils.yolov5_names": (),
-    "utils.training": ("utils.config", "utils.config_files", "utils.errors", "utils.structures"),
-    "utils.errors": (),
+    "utils.training": (
+        "utils.config",
+        "utils.config_files",
+        "utils.errors",
+        "utils.structures",
+        "utils.wording",
+    ),
+    "utils.errors": ("utils.wording",),
     "models": ("utils.config", "utils.geometry", "utils.structures", "utils.errors"),
 }
 FORBIDDEN_NAMES = ("general", "misc", "common", "helpers", "torch_utils")
@@ -241,8 +247,12 @@ STEP = (
     "utils.geometry",
     "utils.losses",
     "utils.assigners",
+    "utils.step",
+    "utils.epoch",
     "utils.training.ema",
+    "utils.training.snapshot",
     "utils.training.state",
+    "utils.training.step_watch",
 )
 SYNCHRONISES = (
     "item",
@@ -254,11 +264,16 @@ SYNCHRONISES = (
     "tensor",
     "as_tensor",
     "masked_select",
+    "synchronize",
 )
 HARMLESS = {  # function -> why it may read a value
     "models.detector.count_flops": "runs outside of training",
     "utils.assigners.statistics.row": "runs once an epoch",
     "utils.losses.anatomy.rows": "runs once an epoch",
+    "utils.losses.anatomy.to_plain": "runs when a checkpoint is written",
+    "utils.losses.anatomy.restore": "runs when a run is resumed",
+    "utils.epoch.to_plain": "runs when a checkpoint is written",
+    "utils.training.step_watch._read": "reads what was copied a step ago",
 }
 
 

@@ -26,11 +26,12 @@ COLUMNS = (  # of assignment.csv: the epoch, and the keys of ``row``
 
 
 class AssignmentStatistics:
-    """Counts of one epoch, kept on ``device``; nothing is read from it before ``row``."""
+    """Counts of one epoch, all in ``counts`` on ``device``; nothing is read from it before ``row``."""
 
     def __init__(self, device: torch.device | str = "cpu"):
-        self._by_size = torch.zeros(len(SIZES), 4, dtype=torch.int64, device=device)
-        self._overall = torch.zeros(3, dtype=torch.int64, device=device)
+        self.counts = torch.zeros(len(SIZES) * len(_FACTS) + 3, dtype=torch.int64, device=device)
+        self._by_size = self.counts[:-3].view(len(SIZES), len(_FACTS))
+        self._overall = self.counts[-3:]
 
     @torch.no_grad()
     def add(self, match: Assignment, truth: Targets, pred: Predictions, reach: int) -> None:

@@ -29,10 +29,13 @@ class LossAnatomy:
         self._values: list[Tensor] = []
 
     @contextmanager
-    def watch(self, head: nn.Module, step: int) -> Iterator[list[Tensor]]:
-        """Inside, the head's input is kept in the list that is handed out, if this step is to be measured."""
+    def watch(self, head: nn.Module, step: int | None) -> Iterator[list[Tensor]]:
+        """Inside, the head's input is kept in the list that is handed out, if this step is to be measured.
+
+        ``step`` None is never measured.
+        """
         kept: list[Tensor] = []
-        if not self.every or step % self.every:
+        if not self.every or step is None or step % self.every:
             yield kept
             return
         hook = head.register_forward_pre_hook(lambda _, inputs: kept.extend(map(_with_gradient, inputs[0])))
@@ -43,7 +46,7 @@ class LossAnatomy:
 
     def add(
         self,
-        step: int,
+        step: int | None,
         loss: Loss,
         pred: Predictions,
         features: list[Tensor],
@@ -56,9 +59,22 @@ class LossAnatomy:
             self._steps.append(step)
             self._values.append(dissect(loss, pred, features, scale=scale))
 
+    def forget(self, step: int) -> None:
+        """Drop what was measured at ``step`` or later: it is measured again."""
+        kept = [i for i, known in enumerate(self._steps) if known < step]
+        self._steps, self._values = ([values[i] for i in kept] for values in (self._steps, self._values))
+
+    def to_plain(self) -> dict[str, list]:
+        """What was collected since ``rows``, for a checkpoint: numbers, as some may rightly be nan."""
+        return {"steps": list(self._steps), "values": [value.tolist() for value in self._values]}
+
+    def restore(self, content: dict[str, list]) -> None:
+        """Inverse of ``to_plain``."""
+        self._steps, self._values = list(content["steps"]), [torch.tensor(row) for row in content["values"]]
+
     def rows(self, epoch: int) -> list[dict[str, float]]:
         """The rows collected so far, by ``columns``; the list starts anew."""
-        values = torch.stack(self._values).tolist() if self._values else []
+        values = [value.tolist() for value in self._values]
         steps, self._steps, self._values = self._steps, [], []
         return [
             dict(zip(self.columns, (epoch, step, *row), strict=True))

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -17,19 +17,27 @@ class EMA:
     def __init__(self, model: nn.Module, *, steps: int, decay: float = 0.9998, share: float = 0.05):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.limit = min(decay, 1 - 1 / max(1.0, share * steps))
-        self.updates = 0
+        device = next((tensor.device for tensor in model.parameters()), None)
+        self.updates = torch.zeros((), dtype=torch.int64, device=device)  # steps taken into the average
 
-    def decay_at(self, update: int) -> float:
-        """The decay of one update, counted from 1."""
-        return min(self.limit, (1 + update) / (10 + update))
+    def decay_at(self, update: Tensor) -> Tensor:
+        """The decay () of one update, counted from 1, in float64."""
+        update = update.double()
+        return ((1 + update) / (10 + update)).clamp(max=self.limit)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take one step of ``model`` into the average."""
-        self.updates += 1
+    def update(self, model: nn.Module, taken: Tensor | bool = True) -> None:
+        """Take one step of ``model`` into the average, where ``taken`` () bool holds; else change nothing.
+
+        Nothing is read from the device. The values of ``model`` have to be finite either way.
+        """
+        self.updates += taken
+        weight = ((1 - self.decay_at(self.updates)) * taken).float()
         ours, theirs = list(self.model.state_dict().values()), list(model.state_dict().values())
         floating = [i for i, tensor in enumerate(ours) if tensor.is_floating_point()]
         averaged = [ours[i] for i in floating]
-        torch._foreach_lerp_(averaged, [theirs[i] for i in floating], 1 - self.decay_at(self.updates))
+        change = torch._foreach_sub([theirs[i] for i in floating], averaged)
+        torch._foreach_mul_(change, weight)
+        torch._foreach_add_(averaged, change)
         for i in set(range(len(ours))) - set(floating):
             ours[i].copy_(theirs[i])

@@ -37,7 +37,10 @@ def frozen_norms(model: nn.Module) -> list[nn.Module]:
 
 
 def build_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD with Nesterov momentum, fused; weight decay on tensors of two or more axes only."""
+    """AdamW or SGD with Nesterov momentum, fused; weight decay on tensors of two or more axes only.
+
+    Fused ones skip a step on the device where ``optimizer.found_inf`` is 1; see ``TrainState.update``.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": cfg.weight_decay},
@@ -45,4 +48,8 @@ def build_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer
     ]
     if cfg.optimizer == "AdamW":
         return torch.optim.AdamW(groups, lr=cfg.lr, fused=True)
-    return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0, fused=True)
+    sgd = torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0, fused=True)
+    if cfg.momentum:  # PyTorch leaves the first step's buffers as they come where that step is skipped
+        for parameter in trained:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd

@@ -19,3 +19,15 @@ def lr_factor(step: int, steps: int, warmup: int, cfg: TrainConfig) -> float:
     progress = min(step / max(1, steps - 1), 1.0)
     left = (1 + math.cos(math.pi * progress)) / 2 if cfg.schedule == "cosine" else 1 - progress
     return (cfg.final_lr + (1 - cfg.final_lr) * left) * min(1.0, (step + 1) / (warmup + 1))
+
+
+class Rate:
+    """The learning rate of every batch of a run; ``batches`` are those of an epoch."""
+
+    def __init__(self, cfg: TrainConfig, batches: int):
+        self._cfg, self._steps = cfg, batches * cfg.epochs
+        self._warmup = warmup_steps(cfg, self._steps, batches)
+
+    def __call__(self, step: int) -> float:
+        """``step`` counts batches over the run, from 0."""
+        return self._cfg.lr * lr_factor(step, self._steps, self._warmup, self._cfg)

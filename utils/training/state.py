@@ -1,15 +1,25 @@
-"""All that changes during a training, and how it is saved and restored."""
+"""All that changes during a training, how one step changes it, and how it is saved and restored."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils.config import TrainConfig
+from utils.training import distributed
 from utils.training.device import autocast_dtype
 from utils.training.ema import EMA
 from utils.training.optimizer import build_optimizer
+from utils.training.snapshot import Snapshot, join_buffers
+
+
+class Update(NamedTuple):
+    """What became of a step of the optimiser, on the device."""
+
+    norm: Tensor  # () L2 norm of the gradients before they were clipped
+    taken: Tensor  # () bool: whether weights and average have changed
+    bad: Tensor  # () bool: a loss or gradient was not finite; an overflow that fp16's scaler mends is not bad
 
 
 @dataclass
@@ -20,24 +30,42 @@ class TrainState:
     ema: EMA
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # does nothing except in fp16
+    statistics: Snapshot  # the model's normalisation statistics, as they were before the step
+    micro_batch: int  # most pictures of a forward pass; less than asked for where memory ran out
     epoch: int = 0  # epochs done
-    step: int = 0  # batches done
+    batch: int = 0  # batches done of the epoch that runs
+    step: int = 0  # batches done in the run
     best: dict[str, float] = field(default_factory=lambda: {"AP": -1.0, "epoch": -1})
 
-    def update(self, *, lr: float, clip_norm: float) -> torch.Tensor:
-        """One step of the optimiser and the average, from the gradients at hand; returns their L2 norm, ().
+    def update(self, *, lr: float, clip_norm: float, sound: Tensor | None = None) -> Update:
+        """One step of the optimiser and the average, from the gradients at hand.
 
-        Nothing is read back to the host: fp16's check for overflow stays on the device too.
+        Where a gradient is not finite on some rank, or ``sound`` () bool (were the losses finite?) does not
+        hold, weights, optimiser and average stay as they are, and normalisation statistics become what they
+        were at ``statistics.keep()``. That is decided on the device: nothing is read back to the host.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        scale = self.scaler.scale(torch.ones_like(self.ema.updates, dtype=torch.float32))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm, foreach=True)
-        self.scaler.step(self.optimizer)
+        finite = norm.isfinite() if sound is None else norm.isfinite() & sound
+        mended = scale > 1 if sound is None else (scale > 1) & sound  # by a smaller scale in the next step
+        flags = distributed.global_sum(torch.stack((~finite, ~finite & ~mended)).float())
+        taken, bad = flags[0] == 0, flags[1] > 0
+        self.optimizer.found_inf = flags[0].clamp(max=1)  # as GradScaler tells fused optimisers not to step
+        self.optimizer.step()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.model)
-        return norm
+        self.statistics.take_back(unless=~bad)
+        self.ema.update(self.model, taken)
+        return Update(norm, taken, bad)
+
+    def is_over(self, cfg: TrainConfig) -> bool:
+        """Whether all epochs are done, or the best AP has become as old as ``train.patience`` (0: never)."""
+        validated = self.epoch > 0 and self.epoch % cfg.val_every == 0
+        age = self.epoch - self.best["epoch"] if self.best["epoch"] > 0 else 0
+        return self.epoch >= cfg.epochs or bool(cfg.patience and validated and age >= cfg.patience)
 
     def to_plain(self) -> dict[str, Any]:
         """Tensors and plain values, everything a run needs to go on."""
@@ -47,7 +75,9 @@ class TrainState:
             "ema_updates": self.ema.updates,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "micro_batch": self.micro_batch,
             "epoch": self.epoch,
+            "batch": self.batch,
             "step": self.step,
             "best": dict(self.best),
         }
@@ -56,18 +86,26 @@ class TrainState:
         """Inverse of ``to_plain``."""
         self.model.load_state_dict(content["model"])
         self.ema.model.load_state_dict(content["ema"])
-        self.ema.updates = content["ema_updates"]
+        self.ema.updates.copy_(content["ema_updates"])
         self.optimizer.load_state_dict(content["optimizer"])
         if content["scaler"] and self.scaler.is_enabled():  # fp16 before and now
             self.scaler.load_state_dict(content["scaler"])
-        self.epoch, self.step, self.best = content["epoch"], content["step"], dict(content["best"])
+        self.micro_batch = min(self.micro_batch, content["micro_batch"])
+        self.epoch, self.batch, self.step = content["epoch"], content["batch"], content["step"]
+        self.best = dict(content["best"])
 
 
-def start_state(model: nn.Module, cfg: TrainConfig, steps: int, device: torch.device) -> TrainState:
+def start_state(
+    model: nn.Module, cfg: TrainConfig, steps: int, device: torch.device, *, micro_batch: int = 1
+) -> TrainState:
     """What trains ``model`` for ``steps`` steps of the optimiser, before the first of them."""
+    statistics = Snapshot(join_buffers(model))
+    statistics.keep()
     return TrainState(
         model,
         EMA(model, steps=steps, decay=cfg.ema_decay, share=cfg.ema_share),
         build_optimizer(model, cfg),
         torch.amp.GradScaler(device.type, enabled=autocast_dtype(cfg.amp, device) == torch.float16),
+        statistics,
+        micro_batch,
     )

@@ -1,0 +1,258 @@
+"""From flags to a training that is ready to begin, or to go on: settings, data, model, run folder."""
+
+import shlex
+import sys
+import time
+from argparse import Namespace
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from data.dense_batch import dense_batch
+from data.letterbox import rounding_note
+from data.preview import draw_training_data
+from data.run_data import Data, check_same_data, describe_data, load_data
+from inference import load_detector
+from models.detector import build_detector, count_flops, count_parameters
+from utils.config import Config, Resolved, config_to_plain
+from utils.config_text import dump_config, format_config
+from utils.environment import describe_session, find_versions, write_environment
+from utils.epoch import Epoch
+from utils.errors import UserError
+from utils.losses.anatomy import LossAnatomy
+from utils.probe import find_batch_size
+from utils.settings import find_resumed, resolve_training, resume_training
+from utils.step import TrainStep
+from utils.training import distributed
+from utils.training.batch_size import default_batch_size, set_batch_size
+from utils.training.checkpoint import load_checkpoint, tidy
+from utils.training.console import last_line, remaining, table_header
+from utils.training.device import autocast_dtype
+from utils.training.optimizer import freeze
+from utils.training.reproducibility import seed_everything
+from utils.training.run_folder import make_run_folder
+from utils.training.saver import Saver
+from utils.training.schedule import Rate
+from utils.training.signals import Stop
+from utils.training.state import TrainState, start_state
+from utils.training.step_watch import StepWatch
+from utils.training.transfer import load_weights
+from utils.wording import printable
+from val import check_names
+
+FEW_STEPS = 1000  # of the optimiser: below it a detector has barely begun to learn
+
+
+class Resumed(NamedTuple):
+    """The run that goes on."""
+
+    last: Path  # its last.pt
+    content: dict
+
+
+@dataclass
+class Run:
+    """A training at work."""
+
+    settings: Resolved
+    data: Data
+    state: TrainState
+    folder: Path
+    device: torch.device
+    stop: Stop
+    rate: Rate
+    step: TrainStep
+    epoch: Epoch
+    watch: StepWatch
+    saver: Saver
+    begun: int  # epochs that were done when this process took over
+    started: float = field(default_factory=time.perf_counter)
+    training: list[float] = field(default_factory=list)  # seconds of each epoch since then
+    validating: list[float] = field(default_factory=list)
+
+    @property
+    def cfg(self) -> Config:
+        """Its settings."""
+        return self.settings.config
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of the input, without multi-scale."""
+        return self.data.train.dataset.planner.shape
+
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do; then it says so. A collective: rank 0 looks for metrics.json."""
+        finished = self.state.is_over(self.cfg.train) and (self.folder / "metrics.json").exists()
+        if finished and distributed.rank() == 0:
+            last, more = self.folder / "weights" / "last.pt", 2 * self.state.epoch
+            print(
+                f"this run is finished, with {self.state.epoch} epochs: {self.folder}\n"
+                f"to extend it: python train.py --resume {shlex.quote(str(last))} --epochs {more}"
+            )
+        return distributed.from_rank_zero(finished)
+
+    def time_left(self) -> float:
+        """Seconds until all epochs are done, by those of the last ones."""
+        cfg, spent = self.cfg.train, {"training": self.training, "validating": self.validating}
+        return remaining(self.state.epoch, cfg.epochs, **spent, val_every=cfg.val_every)
+
+    def summary(self, *, stopped: str) -> str:
+        """The last line of the run; ``stopped`` as in ``last_line``."""
+        return last_line(
+            self.folder,
+            epoch=self.state.epoch,
+            epochs=self.cfg.train.epochs,
+            seconds=time.perf_counter() - self.started,
+            best=self.state.best,
+            stopped=stopped,
+            begun=self.begun,
+            saved=not self.saver.failed,
+        )
+
+    def to_plain(self) -> dict:
+        """What last.pt holds, beside what all checkpoints do. A collective."""
+        return self.state.to_plain() | {"epoch_parts": self.epoch.to_plain()}
+
+
+def read_settings(args: Namespace) -> tuple[Resolved, Resumed | None]:
+    """The settings that the flags ask for, and the run that ``--resume`` means, whose own then count."""
+    last = find_resumed(args)
+    if not last:
+        if args.weights:
+            load_detector(args.weights, "cpu")  # refuses a configuration that its own tensors do not bear out
+        return resolve_training(args), None
+    content = load_checkpoint(last, key="optimizer")
+    return resume_training(args, content, where=last), Resumed(last, content)
+
+
+def read_data(
+    asked: Resolved, resumed: Resumed | None, device: torch.device, *, download: bool
+) -> tuple[Resolved, Data]:
+    """The data, and the settings with a number in place of ``--batch-size auto``.
+
+    A run goes on with the data that it began with, or not at all.
+    """
+    auto, settings = asked.config.train.batch_size == "auto", asked
+    if auto:
+        settings = set_batch_size(asked, default_batch_size(distributed.world_size()))
+    data = load_data(settings.config, device, download=download)
+    if resumed:
+        names, last = tuple(resumed.content["names"]), resumed.last
+        check_names(names, data.spec.names, weights=str(last), data=data.spec.yaml)
+        check_same_data(data, resumed.content["data"], where=last)
+    if auto and device.type == "cuda":
+        settings = set_batch_size(asked, fit_batch_size(settings.config, data, device))
+        data = data.with_loaders(settings.config, device)
+    if auto and distributed.rank() == 0:
+        why = "" if device.type == "cuda" else ", the default: there is no GPU whose memory could be filled"
+        print(f"--batch-size auto: {settings.config.train.batch_size}{why}")
+    return settings, data
+
+
+def fit_batch_size(cfg: Config, data: Data, device: torch.device) -> int:
+    """What ``--batch-size auto`` is on GPUs: rank 0 tries, all are taken to be like its own."""
+
+    ranks = distributed.world_size()
+
+    def find() -> int:
+        with distributed.alone():
+            build, dense = partial(build_state, cfg, data, device), partial(dense_batch, data.index, cfg)
+            return find_batch_size(cfg, build, dense, device=device, most=-(-len(data.index.sizes) // ranks))
+
+    return distributed.on_rank_zero(find) * ranks
+
+
+def build_state(cfg: Config, data: Data, device: torch.device, *, weights: str = "") -> TrainState:
+    """The model, fresh or from ``weights``, and all that trains it."""
+    seed_everything(cfg.train.seed)
+    model = build_detector(cfg.model, len(data.spec.names))
+    if weights:
+        table = load_weights(model, weights, data.spec.names)
+        if distributed.rank() == 0:
+            print(table)
+    freeze(model, cfg.train.freeze)
+    model = model.to(device, memory_format=torch.channels_last)
+    share = cfg.train.batch_size // distributed.world_size()
+    micro_batch = min(cfg.train.micro_batch or share, share)
+    return start_state(model, cfg.train, num_updates(cfg, data), device, micro_batch=micro_batch)
+
+
+def build_run(
+    settings: Resolved, data: Data, resumed: Resumed | None, args: Namespace, *, device, stop: Stop
+) -> Run:
+    """Everything a training works with, and its folder; where it goes on, in the state that it was in."""
+    cfg = settings.config
+    state = build_state(cfg, data, device, weights="" if resumed else args.weights)
+    model = distributed.wrap(state.model, device, sync_bn=cfg.train.sync_bn)
+    step = TrainStep(model, state, cfg, LossAnatomy(cfg.train.anatomy_every, state.model.strides))
+    epoch = Epoch(device, step.anatomy)
+    if resumed:
+        restore(state, epoch, resumed)
+
+    def find_folder() -> Path:  # made only now: what is refused leaves nothing behind
+        exist_ok = args.exist_ok or args.resume == "auto"
+        return make_run_folder(args.project, args.name, exist_ok=exist_ok)
+
+    folder = resumed.last.parent.parent if resumed else distributed.on_rank_zero(find_folder)
+    about = {"config": config_to_plain(cfg), "origins": settings.origins, "names": list(data.spec.names)}
+    about |= {"strides": list(state.model.strides), "data": describe_data(data), "versions": find_versions()}
+    saver = Saver(folder, about, minutes=0 if args.nosave else cfg.train.save_minutes)
+    watch = StepWatch(folder if distributed.rank() == 0 else None)
+    rate = Rate(cfg.train, len(data.train))
+    return Run(settings, data, state, folder, device, stop, rate, step, epoch, watch, saver, state.epoch)
+
+
+def restore(state: TrainState, epoch: Epoch, resumed: Resumed) -> None:
+    """Go on where the checkpoint was written. One whose parts do not fit this model is a ``UserError``."""
+    try:
+        state.restore(resumed.content)
+        epoch.restore(resumed.content["epoch_parts"])
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        reason = printable(error).partition("\\n")[0][:200]
+        raise UserError(
+            f"{resumed.last} is damaged, or was changed: its state does not fit its own configuration "
+            f"({type(error).__name__}: {reason}). Start a new run: --weights {resumed.last} without --resume"
+        ) from error
+
+
+def num_updates(cfg: Config, data: Data) -> int:
+    """Steps of the optimiser in the whole run."""
+    return -(-len(data.train) // cfg.train.accumulation) * cfg.train.epochs
+
+
+def describe_run(run: Run, *, plots: bool) -> None:
+    """Print what is about to run, write what it is run with, and draw the labels and the first batch."""
+    cfg, model, shape = run.cfg, run.state.model, run.shape
+    precision = autocast_dtype(cfg.train.amp, run.device) or torch.float32
+    precision = str(precision).removeprefix("torch.")
+    tidy(run.folder / "weights")
+    session = describe_session(
+        sys.argv,
+        run.settings,
+        done=(run.state.epoch, run.state.batch),
+        processes=(distributed.world_size(), distributed.local_world_size()),
+        device=str(run.device),
+        precision=precision,
+    )
+
+    def write() -> None:
+        (run.folder / "metrics.json").unlink(missing_ok=True)  # of the run's end, which is still to come
+        (run.folder / "config.yaml").write_text(dump_config(run.settings))
+        write_environment(run.folder, session, resumed=run.state.step > 0)
+
+    run.saver.attempt("config.yaml, environment.json", write)
+    print(format_config(run.settings))
+    if note := rounding_note(cfg.data.imgsz, max(model.strides)):
+        print(note)
+    flops, steps = count_flops(model, shape) / 1e9, num_updates(cfg, run.data)
+    print(f"model: {count_parameters(model):,} parameters, {flops:.2f} GFLOPs at {shape[0]}x{shape[1]}")
+    print(f"run: {cfg.train.epochs} epochs, {steps} optimiser steps, {precision} on {run.device}")
+    print(f"results: {run.folder}")
+    if steps < FEW_STEPS:
+        print(f"warning: {steps} optimiser steps are few; a detector needs {FEW_STEPS:,} to begin to learn")
+    if plots:
+        draw_training_data(run.folder, run.data)
+    print(table_header())

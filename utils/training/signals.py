@@ -1,0 +1,115 @@
+"""Ending a run from outside: the first signal asks for an orderly end, the second ends it at once."""
+
+import atexit
+import multiprocessing.util  # what it does at exit is registered before ours, so it is done after
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+INTERRUPTED, TERMINATED = 130, 143  # exit codes
+SAME = 1.0  # seconds in which further signals count as the first: torchrun and SLURM pass on what all got
+CODES = {"SIGINT": INTERRUPTED, "SIGTERM": TERMINATED, "SIGUSR1": TERMINATED}  # USR1: SLURM's early warning
+
+
+class Stop:
+    """Inside ``with Stop() as stop``, ``stop.code`` is the exit code a signal asked for, 0 until then.
+
+    Only the main thread can receive signals; elsewhere this does nothing. The handlers of before come back
+    at the end.
+    """
+
+    def __init__(self) -> None:
+        self.code = 0
+        self.name = ""  # of the signal
+        self._raises = False
+        self._before: dict[int, object] = {}
+        self._heard: socket.socket | None = None  # where Python writes the number of each signal, at once
+        self._heard_before = -1
+
+    def __enter__(self) -> "Stop":
+        try:
+            for number in ending_signals():
+                self._before[number] = signal.signal(number, self._receive)
+        except ValueError:  # not the main thread
+            return self
+        self._heard, listening = socket.socketpair()
+        self._heard.setblocking(False)
+        self._heard_before = signal.set_wakeup_fd(self._heard.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=_end_at_second, args=(listening,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._heard:
+            signal.set_wakeup_fd(self._heard_before)
+            self._heard.shutdown(socket.SHUT_RDWR)  # ends the thread, whoever else has inherited the socket
+            self._heard.close()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, the first signal raises ``SystemExit``: for work that leaves nothing half done."""
+        if self.code:
+            raise SystemExit(self.code)
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.code:
+            return
+        self.code, self.name = CODES[name], name
+        what = "ending" if self._raises else "finishing this step and saving; once more ends at once"
+        os.write(2, f"\n{name}: {what}\n".encode())
+        if self._raises:
+            raise SystemExit(self.code)
+
+
+def _end_at_second(heard: socket.socket) -> None:
+    """End the process, and those that it has started, when a second signal to end is ``heard``.
+
+    A thread's work: the main one runs no handler of Python's as long as one operation of PyTorch lasts, which
+    is minutes where it waits for another rank; and then it runs one for all signals of a kind.
+    """
+    ending, first = ending_signals(), None
+    with heard:
+        while byte := heard.recv(1):
+            if byte[0] not in ending:
+                continue
+            first = first or time.monotonic()
+            if time.monotonic() - first >= SAME:
+                name = signal.Signals(byte[0]).name
+                os.write(2, f"\n{name} again: ending at once\n".encode())
+                end_children()
+                os._exit(CODES[name])
+
+
+def leave_to_parent() -> None:
+    """In a process that a training has started: the signals that end a run are not for it."""
+    for number in ending_signals():
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_children() -> None:
+    """End the processes that this one has started and that live no longer than it.
+
+    Without this at exit, multiprocessing would ask them by SIGTERM, which ``leave_to_parent`` ignores, and
+    wait: an error's traceback, for one, keeps a loader and its processes alive until then.
+    """
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+def ending_signals() -> list[int]:
+    """Numbers of the signals that end a run."""
+    return [getattr(signal, name) for name in CODES if hasattr(signal, name)]
