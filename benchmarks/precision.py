@@ -14,14 +14,15 @@ from pathlib import Path
 import torch
 
 from data.run_data import load_data
-from train import forward, start
-from utils.assigners.build import build_assigner
+from run_setup import build_state
 from utils.config import Config
 from utils.config_files import load_config
+from utils.epoch import Epoch
 from utils.errors import OUR_FAULT
-from utils.losses.compute import compute_loss
+from utils.losses.anatomy import LossAnatomy
+from utils.step import TrainStep
 from utils.training.device import on_device, select_device
-from utils.training.schedule import lr_factor, warmup_steps
+from utils.training.schedule import Rate
 
 OUT = Path(__file__).parent / "out" / "precision.json"
 STEPS, WINDOW, LIMIT = 50, 10, 0.02
@@ -30,24 +31,20 @@ STEPS, WINDOW, LIMIT = 50, 10, 0.02
 def run(cfg: Config, device: torch.device) -> tuple[torch.Tensor, float]:
     """The loss at each of 50 steps, and pictures a second after the first 10 steps."""
     data = load_data(cfg, device, download=False)
-    state = start(cfg, data, device, weights="", content=None)
-    state.model.train()
-    assign, losses, begun = build_assigner(cfg), [], 0.0
-    num_batches = len(data.train) * cfg.train.epochs
-    warmup = warmup_steps(cfg.train, num_batches, len(data.train))
+    state = build_state(cfg, data, device)
+    step = TrainStep(state.model.train(), state, cfg, LossAnatomy(0, state.model.strides))
+    epoch, rate, losses, begun = Epoch(device, step.anatomy), Rate(cfg.train, len(data.train)), [], 0.0
     while len(losses) < STEPS:
         data.train.set_epoch(len(losses) // len(data.train), mosaic=True)
         for batch in on_device(data.train, device):
             if len(losses) == STEPS // 5:
                 begun = now(device)
             guard(device, "error")
-            pred = forward(state.model, batch.images, cfg)
-            loss = compute_loss(pred, batch.truth, assign, cfg.loss).total
-            state.scaler.scale(loss).backward()
-            lr = cfg.train.lr * lr_factor(len(losses), num_batches, warmup, cfg.train)
-            state.update(lr=lr, clip_norm=cfg.train.clip_norm)
+            update, terms = step([batch], lr=rate(state.step), counts=epoch.assigned)
+            epoch.add(terms, update)
             guard(device, "default")
-            losses.append(loss.detach())
+            state.step += 1
+            losses.append(terms.sum())
             if len(losses) == STEPS:
                 break
     speed = (STEPS - STEPS // 5) * cfg.train.batch_size / (now(device) - begun)

@@ -44,8 +44,7 @@ class TrainStep:
     ) -> tuple[Update, Tensor]:
         """What became of the step, and the terms (n, 3) of its batches: the loss's three, weighted.
 
-        A batch is computed in parts of at most ``state.micro_batch`` pictures, each with its own normaliser
-        and normalisation statistics, and weighs as much as it has pictures. Where the device's memory runs
+        A batch is computed in parts of at most ``state.micro_batch`` pictures. Where the device's memory runs
         out, the parts are halved, one line says so, and the step begins anew: nothing but the parts differs.
         Several ranks cannot do that, as each step is theirs together: a ``UserError`` says how to go on.
         Global generators are seeded by (seed, step), so what they yield does not depend on the past.
@@ -67,13 +66,17 @@ class TrainStep:
         return update, terms
 
     def accumulate(self, batches: Sequence[Batch], counts: AssignmentStatistics) -> Tensor:
-        """Add up the gradients of all batches, each over n; returns their terms (n, 3)."""
-        state, rows = self.state, []
+        """Add up the gradients of all batches; returns the terms (n, 3) of each by itself.
+
+        All parts of all batches share one normaliser, as if they were one batch: only the statistics of batch
+        normalisation are those of each part. The normaliser is known at the end, so each part is divided by
+        that of the first, and what has been added up is put right.
+        """
+        state, rows, first, total, lowest = self.state, [], None, 0.0, 1 / distributed.world_size()
         for number, batch in enumerate(batches):
-            parts, terms = batch.split(state.micro_batch), 0
+            parts, terms, normaliser = batch.split(state.micro_batch), 0.0, 0.0
             for part in parts:
                 last = number == len(batches) - 1 and part is parts[-1]
-                share = len(part.images) / len(batch.images)
                 step = state.step + number if part is parts[0] else None
                 with distributed.keep_gradients(self.model, not last):
                     with self.anatomy.watch(state.model.head, step) as features:
@@ -81,9 +84,16 @@ class TrainStep:
                     loss = compute_loss(pred, part.truth, self._assign, self.cfg.loss)
                     counts.add(loss.match, part.truth, pred, reach=self.cfg.model.reach)
                     self.anatomy.add(step, loss, pred, features, scaler=state.scaler)
-                    state.scaler.scale(loss.total * (share / len(batches))).backward()
-                terms = terms + share * torch.stack([term.detach() for term in loss.terms.values()])
-            rows.append(terms)
+                    divisor = loss.normaliser.clamp(min=lowest)
+                    first = divisor if first is None else first
+                    state.scaler.scale(loss.total * (divisor / first)).backward()
+                terms = terms + divisor * torch.stack([term.detach() for term in loss.terms.values()])
+                normaliser = normaliser + loss.normaliser
+            rows.append(terms / normaliser.clamp(min=lowest))
+            total = total + normaliser
+        if len(batches) > 1 or len(parts) > 1:
+            gradients = [tensor.grad for tensor in state.model.parameters() if tensor.grad is not None]
+            torch._foreach_mul_(gradients, first / total.clamp(min=lowest))
         return torch.stack(rows)
 
     def _halve(self, reason: str) -> None:

@@ -32,6 +32,7 @@ class Loss(NamedTuple):
     match: Assignment
     class_loss: Tensor  # (B, A) unweighted, summed over the classes
     iou: Tensor  # (B, P) of the positives' decoded boxes; 0 where there is none
+    normaliser: Tensor  # () what the terms are divided by, before it is raised to 1 / ranks
 
 
 def compute_loss(pred: Predictions, truth: Targets, assign: Assigner, cfg: LossConfig) -> Loss:
@@ -67,7 +68,8 @@ def compute_loss(pred: Predictions, truth: Targets, assign: Assigner, cfg: LossC
         scores = pred.cls_logits.detach().flatten(1).gather(1, place).sigmoid()
         quality = aligned_quality(scores, iou, match.truth.gather(1, index), cfg, truth.labels.shape[1])
     share = quality if cfg.normaliser == "quality" else positive.to(quality.dtype)
-    normaliser = global_sum(share.sum()).clamp(min=1) / world_size()
+    normaliser = global_sum(share.sum()) / world_size()
+    divisor = normaliser.clamp(min=1 / world_size())
     weight = quality if cfg.box_weight == "quality" else positive.to(quality.dtype)
 
     target = torch.zeros_like(pred.cls_logits)
@@ -79,8 +81,8 @@ def compute_loss(pred: Predictions, truth: Targets, assign: Assigner, cfg: LossC
         "dfl": _dfl(ltrb_logits, boxes_to_ltrb(true_boxes, points, strides)) * weight,
     }
     gains = {"quality": cfg.quality, "box": cfg.box, "dfl": cfg.dfl}
-    terms = {name: gains[name] * values.sum() / normaliser for name, values in per_point.items()}
-    return Loss(sum(terms.values()), terms, match, per_point["quality"].detach(), iou)
+    terms = {name: gains[name] * values.sum() / divisor for name, values in per_point.items()}
+    return Loss(sum(terms.values()), terms, match, per_point["quality"].detach(), iou, normaliser)
 
 
 def aligned_quality(scores: Tensor, iou: Tensor, truths: Tensor, cfg: LossConfig, num_truths: int) -> Tensor:

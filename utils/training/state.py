@@ -58,7 +58,7 @@ class TrainState:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.statistics.take_back(unless=~bad)
-        self.ema.update(self.model, taken)
+        self.ema.update(taken)
         return Update(norm, taken, bad)
 
     def is_over(self, cfg: TrainConfig) -> bool:

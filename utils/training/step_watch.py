@@ -30,7 +30,6 @@ class StepWatch:
     def __init__(self, folder: Path | None):
         self._path = folder / "nan_report.json" if folder else None
         self._pending: deque[tuple[Tensor, torch.cuda.Event | None, int, Describe]] = deque()
-        self._entries: list[dict] = []
         self._in_a_row = 0
         self._latest: list[float] = []
 
@@ -79,21 +78,31 @@ class StepWatch:
         ]
         named = [batch | {"terms": row} for batch, row in zip(batches, rows, strict=True)]
         faulty = [batch for batch in named if {"nan", "inf", "-inf"} & set(batch["terms"].values())]
-        self._entries.append({"step": step, "gradient_norm": str(norm), "batches": faulty or named})
+        self._last = (faulty or named)[0]
         if not self._path:
             return
+        entries = [
+            *self._read_entries(),
+            {"step": step, "gradient_norm": str(norm), "batches": faulty or named},
+        ]
         where = ", ".join(f"epoch {batch['epoch']} batch {batch['batch']}" for batch in faulty or named)
         print(f"step {step} is skipped: its losses or gradients are not finite ({where}; {self._path})")
         temporary = self._path.with_name(f".{self._path.name}.part")
         try:
-            temporary.write_text(json.dumps({"skipped": self._entries[-MOST:]}, indent=1) + "\n")
+            temporary.write_text(json.dumps({"skipped": entries[-MOST:]}, indent=1) + "\n")
             os.replace(temporary, self._path)
         except OSError as error:
             print(f"{self._path} cannot be written ({error.strerror})")
 
+    def _read_entries(self) -> list[dict]:
+        """Those of the report so far, also from before the run was resumed."""
+        try:
+            return list(json.loads(self._path.read_text())["skipped"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
     def _explain(self, step: int) -> str:
-        last = self._entries[-1]["batches"][0]
-        terms = ", ".join(f"{name} {value}" for name, value in last["terms"].items())
+        terms = ", ".join(f"{name} {value}" for name, value in self._last["terms"].items())
         return (
             f"the losses or gradients of {self._in_a_row} steps in a row are not finite, the last at step "
             f"{step} ({terms}). None of them has changed the weights; nan_report.json in the run's folder "

@@ -152,3 +152,16 @@ def test_the_ranks_are_added_up(monkeypatch):
     for _ in range(2):  # reading changes nothing
         row = statistics.row()
         assert (row["small/boxes"], row["small/positives_per_box"]) == (3, 4)
+
+
+def test_counts_are_one_tensor_that_can_be_put_back():
+    """As when a step is taken anew, or a run goes on."""
+    truth = make_truth([(0, 0, 20, 20)])
+    scene = start_of_training(truth, (64, 64))
+    statistics, assign = AssignmentStatistics(), TaskAlignedAssigner(top_k=4)
+    statistics.add(assign(*scene), truth, scene[2], 15)
+    row, kept = statistics.row(), statistics.counts.clone()
+    statistics.add(assign(*scene), truth, scene[2], 15)
+    assert statistics.row() != row
+    statistics.counts.copy_(kept)
+    assert str(statistics.row()) == str(row)  # nan where there is no medium box

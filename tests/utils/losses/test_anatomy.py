@@ -1,5 +1,6 @@
 """Looking inside the loss: the numbers by hand and by autograd, and that looking changes nothing."""
 
+import json
 import math
 
 import pytest
@@ -121,3 +122,41 @@ def test_the_scale_of_fp16_is_divided_out():
     loss = compute_loss(pred, TRUTH, TaskAlignedAssigner(), LossConfig())
     plain, scaled = (dissect(loss, pred, features, scale=torch.tensor(s)) for s in (1.0, 1024.0))
     torch.testing.assert_close(plain, scaled, equal_nan=True)
+
+
+def test_a_part_without_a_number_is_not_measured():
+    model = make_model()
+    anatomy = LossAnatomy(1, model.strides)
+    assert step(model, anatomy, None)[2] == [] and anatomy.rows(1) == []
+
+
+def test_a_step_that_is_taken_anew_counts_once():
+    model = make_model()
+    anatomy, again = LossAnatomy(1, model.strides), LossAnatomy(1, model.strides)
+    model.eval()  # the same numbers whenever it is measured
+    nobody = TRUTH._replace(valid=torch.zeros_like(TRUTH.valid))
+    for number in range(4):
+        step(model, again, number)
+        step(model, anatomy, number, TRUTH if number < 2 else nobody)
+    anatomy.forget(2)
+    for number in (2, 3):
+        step(model, anatomy, number)
+    rows = anatomy.rows(1)
+    assert str(rows) == str(again.rows(1)) and [row["step"] for row in rows] == [0, 1, 2, 3]
+
+
+def test_what_was_collected_goes_into_a_checkpoint_and_comes_back():
+    """Also nan: without truths there is no mean IoU."""
+    model = make_model()
+    straight, stopped, resumed = (LossAnatomy(1, model.strides) for _ in range(3))
+    model.eval()
+    nobody = TRUTH._replace(valid=torch.zeros_like(TRUTH.valid))
+    for number, truth in enumerate((TRUTH, nobody, TRUTH)):
+        step(model, straight, number, truth)
+        step(model, stopped if number < 2 else resumed, number, truth)
+        if number == 1:
+            content = json.loads(json.dumps(stopped.to_plain()))  # nothing but numbers
+            resumed.restore(content)
+    rows = straight.rows(1)
+    assert str(resumed.rows(1)) == str(rows) and math.isnan(rows[1]["iou"])
+    assert resumed.rows(2) == []

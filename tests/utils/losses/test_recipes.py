@@ -40,7 +40,8 @@ def test_it_learns_one_batch(recipe):
     for _ in range(STEPS):
         loss = compute_loss(model(images), truth, assign, cfg.loss)
         loss.total.backward()
-        assert state.update(lr=4e-3, clip_norm=10.0).isfinite()
+        update = state.update(lr=4e-3, clip_norm=10.0)
+        assert update.norm.isfinite() and update.taken and not update.bad
         assert loss.match.positive.any(1).all()
         fits.append(loss.iou.amax(1).mean().item())
     fitted = sum(fits[-5:]) / 5

@@ -122,3 +122,62 @@ def test_sgd_has_momentum():
 
 def test_sgd_without_momentum():
     build_optimizer(nn.Linear(2, 2), TrainConfig(optimizer="SGD", momentum=0.0))
+
+
+SETTINGS = [{"optimizer": "AdamW"}, {"optimizer": "SGD"}, {"optimizer": "SGD", "momentum": 0.0}]
+
+
+def descend(layer: nn.Linear, optimizer, gradients, skipped=()) -> None:
+    for number, value in enumerate(gradients):
+        for parameter in layer.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        optimizer.found_inf = torch.tensor(float(number in skipped))
+        optimizer.step()
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("skipped", [0, 1])
+def test_a_step_is_skipped_where_found_inf_is_1(settings, skipped):
+    """The first one too: neither weights, moments nor counters remember it."""
+    cfg, gradients = TrainConfig(lr=0.1, weight_decay=0.1, **settings), [0.3, -0.2, 0.5]
+    layers = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    optimizers = [build_optimizer(layer, cfg) for layer in layers]
+    poisoned = [torch.nan if number == skipped else value for number, value in enumerate(gradients)]
+    descend(layers[0], optimizers[0], poisoned, {skipped})
+    descend(layers[1], optimizers[1], [value for i, value in enumerate(gradients) if i != skipped])
+    for mine, theirs in zip(*(layer.parameters() for layer in layers), strict=True):
+        assert torch.equal(mine, theirs)
+        states = [
+            optimizer.state.get(weight, {})
+            for optimizer, weight in zip(optimizers, (mine, theirs), strict=True)
+        ]
+        assert states[0].keys() == states[1].keys()
+        assert all(
+            torch.equal(value, states[1][key]) for key, value in states[0].items() if value is not None
+        )
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_sgd_is_pytorchs(momentum):
+    """Its first step, too: a buffer of zeros is as good as none."""
+    layers = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    ours = build_optimizer(
+        layers[0], TrainConfig(optimizer="SGD", momentum=momentum, lr=0.1, weight_decay=0.0)
+    )
+    descend(layers[0], ours, [0.3, -0.2, 0.5])
+    theirs = torch.optim.SGD(layers[1].parameters(), lr=0.1, momentum=momentum, nesterov=momentum > 0)
+    for value in (0.3, -0.2, 0.5):
+        for parameter in layers[1].parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        theirs.step()
+    for mine, other in zip(*(layer.parameters() for layer in layers), strict=True):
+        assert torch.allclose(mine, other, rtol=1e-6)
+
+
+def test_frozen_weights_have_no_buffer():
+    layer = nn.Linear(2, 2)
+    layer.bias.requires_grad_(False)
+    optimizer = build_optimizer(layer, TrainConfig(optimizer="SGD"))
+    assert set(optimizer.state) == {layer.weight}

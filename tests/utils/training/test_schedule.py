@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.config import TrainConfig
-from utils.training.schedule import lr_factor, warmup_steps
+from utils.training.schedule import Rate, lr_factor, warmup_steps
 
 DEFAULT = TrainConfig()
 shapes = st.sampled_from(("cosine", "linear"))
@@ -88,3 +88,20 @@ def test_warmup_is_at_most_its_share(steps, per_epoch, epochs, least, share):
     found = warmup_steps(cfg, steps, per_epoch)
     assert type(found) is int
     assert 0 <= found <= share * steps
+
+
+def test_rate_by_hand():
+    # 5 epochs of 4 batches: 20 steps, of which the warm-up takes two, a tenth. Peak 0.5, linear down to 0.
+    cfg = TrainConfig(lr=0.5, epochs=5, schedule="linear", final_lr=0.0, warmup_epochs=1, warmup_steps=0)
+    rate = Rate(cfg, 4)
+    decayed = [0.5 * (1 - step / 19) for step in range(20)]
+    assert [rate(step) for step in range(20)] == pytest.approx(
+        [decayed[0] / 3, decayed[1] * 2 / 3, *decayed[2:]]
+    )
+
+
+def test_rate_counts_batches_and_not_updates():
+    """Accumulation does not change the course of an epoch."""
+    one, four = TrainConfig(epochs=3, batch_size=4), TrainConfig(epochs=3, batch_size=4, nominal_batch=16)
+    assert four.accumulation == 4
+    assert [Rate(one, 8)(step) for step in range(24)] == [Rate(four, 8)(step) for step in range(24)]
