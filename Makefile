@@ -15,7 +15,7 @@ OURS := $(VENV)/.ltrb-created
 REMEDY := Remove it (make clean, if make made it) or choose another place: make VENV=<folder> ...
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow test-grid lint clean
 .NOTPARALLEL:
 
 help:  ## this list
@@ -30,10 +30,13 @@ demo: $(RUNTIME)  ## draw pictures, train a small detector on them, detect; resu
 	@echo "The training, its curves and its weights:             runs/train/demo"
 
 test: $(DEV)  ## the tests, without the slow ones
-	"$(RUN)" -m pytest -m "not slow"
+	"$(RUN)" -m pytest -m "not slow and not grid"
 
 test-slow: $(DEV)  ## the tests marked slow, which take minutes
-	"$(RUN)" -m pytest -m slow || [ $$? -eq 5 ]  # 5: no test is marked slow
+	"$(RUN)" -m pytest -m "slow and not grid" || [ $$? -eq 5 ]  # 5: no test is marked slow
+
+test-grid: $(DEV)  ## every combination of what the other tests try by pairs: about ten minutes
+	"$(RUN)" -m pytest -m grid
 
 lint: $(DEV)  ## ruff: rules and formatting; changes nothing
 	@status=0; \

@@ -99,8 +99,10 @@ class Run:
         cfg, spent = self.cfg.train, {"training": self.training, "validating": self.validating}
         return remaining(self.state.epoch, cfg.epochs, **spent, val_every=cfg.val_every)
 
-    def summary(self, *, stopped: str) -> str:
-        """The last line of the run; ``stopped`` as in ``last_line``."""
+    def summary(self, *, stopped: str = "") -> str:
+        """The last line of the run; ``stopped``: by which signal, if by one."""
+        if not stopped and self.state.epoch < self.cfg.train.epochs:
+            stopped = "patience"
         return last_line(
             self.folder,
             epoch=self.state.epoch,
@@ -135,6 +137,7 @@ def read_data(
 
     A run goes on with the data that it began with, or not at all.
     """
+    check_same_start(asked, resumed)
     auto, settings = asked.config.train.batch_size == "auto", asked
     if auto:
         settings = set_batch_size(asked, default_batch_size(distributed.world_size()))
@@ -150,6 +153,24 @@ def read_data(
         why = "" if device.type == "cuda" else ", the default: there is no GPU whose memory could be filled"
         print(f"--batch-size auto: {settings.config.train.batch_size}{why}")
     return settings, data
+
+
+def check_same_start(settings: Resolved, resumed: Resumed | None) -> None:
+    """All ranks train with the same settings, from the same batch on; each has read the files of its machine.
+
+    A collective.
+    """
+    plain = config_to_plain(settings.config)
+    own = {f"{section}.{key}": value for section, values in plain.items() for key, value in values.items()}
+    own["batches done"] = resumed.content["step"] if resumed else 0
+    first, *others = distributed.gather(own)
+    for rank, other in enumerate(others, 1):
+        if differing := [key for key in first if first[key] != other[key]]:
+            lines = "".join(f"  {key}: {first[key]} and {other[key]}\n" for key in differing)
+            raise UserError(
+                f"ranks 0 and {rank} do not begin alike:\n{lines}All machines need the same files; where "
+                "they share no disk, --resume needs a copy of the run's folder on each"
+            )
 
 
 def fit_batch_size(cfg: Config, data: Data, device: torch.device) -> int:
@@ -239,7 +260,12 @@ def describe_run(run: Run, *, plots: bool) -> None:
     )
 
     def write() -> None:
-        (run.folder / "metrics.json").unlink(missing_ok=True)  # of the run's end, which is still to come
+        stale = [
+            "metrics.json",
+            *([] if run.state.step else ["nan_report.json"]),
+        ]  # the first: of the run's end
+        for name in stale:
+            (run.folder / name).unlink(missing_ok=True)
         (run.folder / "config.yaml").write_text(dump_config(run.settings))
         write_environment(run.folder, session, resumed=run.state.step > 0)
 

@@ -4,7 +4,7 @@ import copy
 import shlex
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import islice
 
 from tqdm import tqdm
@@ -35,9 +35,10 @@ SAVE = 1  # their answer; a larger one is the exit code that a signal asks for
 
 def main() -> int:
     """Command line."""
-    args = train_parser().parse_args()
-    check_loggers(args.loggers)
-    settings, resumed = read_settings(args)
+    with distributed.told_once():
+        args = train_parser().parse_args()
+        check_loggers(args.loggers)
+        settings, resumed = read_settings(args)
     if settings.config.train.deterministic:
         make_deterministic()
     device = select_device(args.device, launch=shlex.join(sys.argv))
@@ -67,6 +68,7 @@ def train(run: Run, args) -> int:
     try:
         code = train_epochs(run, log, last_only=args.nosave)
     finally:
+        run.data.train.close()  # here, as processes left to the garbage collector are waited for
         if log:
             log.close()
     if code or not first_rank:
@@ -137,8 +139,9 @@ def train_epoch(run: Run) -> int:
             bar.update(len(batches))
         run.watch.flush()
     except UserError as error:
-        if error.code == NON_FINITE:  # the weights are as they were before: they are worth keeping
-            save_last(run)
+        if error.code == NON_FINITE:  # the weights are as they were before the bad steps: worth keeping,
+            with suppress(UserError):  # unless they are what is not finite
+                save_last(run)
         raise
     finally:
         bar.close()
@@ -227,7 +230,6 @@ def save_last(run: Run) -> None:
 
 def leave(run: Run, code: int) -> int:
     """A signal has ended the run: save it, say how to go on, return the exit code."""
-    run.data.train.close()
     save_last(run)
     if distributed.rank() == 0:
         where = f"epoch {run.state.epoch + 1}, batch {run.state.batch} of {len(run.data.train)}"
@@ -238,6 +240,9 @@ def leave(run: Run, code: int) -> int:
 def finish(run: Run, *, plots: bool) -> None:
     """Measure best.pt as val.py does, draw the results, and say what to do next."""
     cfg, data, best = run.cfg, run.data, run.folder / "weights" / "best.pt"
+    if not best.exists():  # it could not be written, which was said then
+        print(run.summary())
+        return
     with run.stop.at_once(), distributed.alone():
         detector = load_detector(best, str(run.device))
         result = evaluate(detector.model, data.val, data.truth, cfg=cfg.val, device=run.device)
@@ -256,7 +261,7 @@ def finish(run: Run, *, plots: bool) -> None:
         f"\nresults: {run.folder}\n"
         f"to detect:             python detect.py --weights {best} --source <pictures>\n"
         f"to train on your data: python train.py --data <your data.yaml> --cfg n --epochs 100\n"
-        f"{run.summary(stopped='' if run.state.epoch >= cfg.train.epochs else 'patience')}"
+        f"{run.summary()}"
     )
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import cv2
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from utils.errors import OUR_FAULT, UserError
 from utils.training.distributed import rank
-from utils.training.signals import ending_signals, leave_to_parent
+from utils.training.signals import held, leave_to_parent
 
 SHARED_MEMORY = Path("/dev/shm")
 MAX_WORKERS = 8
@@ -52,7 +53,7 @@ def prefetch_of(size: int) -> int:
 
 
 def start_worker(_: int) -> None:
-    """First thing in a worker: its errors travel to the training process, which alone heeds signals to end."""
+    """First thing in a worker: its errors travel to the training process, which alone heeds signals."""
     cv2.setNumThreads(0)
     leave_to_parent()
     sys.excepthook = _show_unless_parted
@@ -71,24 +72,11 @@ def start_units(loader: DataLoader) -> Iterator[list]:
     handler = signal.getsignal(child_signal) if child_signal else None
     old = loader._iterator  # of an earlier epoch, whose workers have to answer
     check_workers(old)
-    with _explained(old) if old is not None else _signals_held():
+    with _explained(old) if old is not None else held():
         units = iter(loader)
     if child_signal and signal.getsignal(child_signal) is not handler:
         signal.signal(child_signal, handler)
     return units
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Signals to end wait until the end of the block: new processes take a moment until they ignore them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def next_unit(units: Iterator) -> list | None:
@@ -125,6 +113,9 @@ def end_workers(units: Iterator) -> None:
     """End them at once; PyTorch's own way waits, perhaps for a lock that a dead process holds."""
     for worker in _workers_of(units):
         worker.kill()
+    if getattr(units, "_worker_pids_set", False):  # or PyTorch refuses the next iterator at this address
+        signal_handling._remove_worker_pids(id(units))
+        units._worker_pids_set = False
     units._shutdown = True
 
 

@@ -7,10 +7,18 @@ order, outside any branch on data. Every function is right, and cheap, in a run 
 """
 
 import gc
+import io
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+)
 from datetime import timedelta
 from typing import TypeVar
 
@@ -20,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import OUR_FAULT, UserError
 from utils.training.endings import GRACE, explained, reason_of
+from utils.training.rendezvous import meet
 
 STEP_PATIENCE = timedelta(minutes=10)
 PATIENCE = timedelta(hours=6)
@@ -36,6 +45,27 @@ _apart = False  # inside alone()
 def launched_by_torchrun() -> bool:
     """Whether torchrun (or anything that sets its variables) started this process."""
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+@contextmanager
+def told_once() -> Iterator[None]:
+    """For what all ranks do before there is a ``session``, such as reading their flags.
+
+    What a machine's first process says is heard at once. That of the others is what it has said as well:
+    they drop it, and speak only of what ends them, ``GRACE`` later. If it has ended the first process, too,
+    torchrun has ended them by then.
+    """
+    if not launched_by_torchrun() or os.environ["LOCAL_RANK"] == "0":
+        yield
+        return
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            yield
+    except (UserError, SystemExit):
+        time.sleep(GRACE)
+        print(said.getvalue(), end="", file=sys.stderr)
+        raise
 
 
 @contextmanager
@@ -56,9 +86,10 @@ def start(device: torch.device) -> None:
         return
     cuda = device.type == "cuda"
     try:
-        distributed.init_process_group(
-            "nccl" if cuda else "gloo", timeout=STEP_PATIENCE, device_id=device if cuda else None
-        )
+        store, rank, count = meet(STEP_PATIENCE)
+        meeting = {"store": store, "rank": rank, "world_size": count, "timeout": STEP_PATIENCE}
+        backend, gpu = ("nccl", device) if cuda else ("gloo", None)
+        distributed.init_process_group(backend, **meeting, device_id=gpu)
         _control = distributed.new_group(backend="gloo", timeout=PATIENCE)
     except RuntimeError as error:
         if not (reason := reason_of(error)):

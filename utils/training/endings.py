@@ -31,16 +31,15 @@ def explained() -> Iterator[None]:
     A partner that is gone or does not answer becomes a ``UserError`` of one line, ``GRACE`` seconds later. A
     ``UserError`` gets the rank's number; where rank 0 says the same, it alone does. Anything else shows its
     traceback here and ends with code 1. From then on the process has ``LAST_ALARM`` seconds: leaving a group
-    whose other ranks are gone may hang. In a run of one process nothing is changed.
+    whose other ranks are gone may hang. Until then it hears no other signal, as torchrun sends SIGTERM at
+    once to those that still have to speak. In a run of one process nothing is changed.
     """
     try:
         yield
     except Exception as error:
         if not distributed.is_initialized():
             raise
-        if hasattr(signal, "alarm"):
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(LAST_ALARM)
+        _speak_undisturbed()
         ending = _ending_of(error)
         traceback.clear_frames(error.__traceback__)  # they may hold a wrapped model: see distributed.stop
         raise ending from None
@@ -52,6 +51,14 @@ def reason_of(error: Exception) -> str:
     collective = isinstance(error, distributed.DistError) or "gloo" in text or "monitoredBarrier" in text
     found = _PARTNER.search(text) if collective and isinstance(error, RuntimeError) else None
     return found.group().strip() if found else ""
+
+
+def _speak_undisturbed() -> None:
+    for name, handler in (("TERM", signal.SIG_IGN), ("INT", signal.SIG_IGN), ("ALRM", signal.SIG_DFL)):
+        if number := getattr(signal, f"SIG{name}", None):
+            signal.signal(number, handler)
+    if hasattr(signal, "alarm"):
+        signal.alarm(LAST_ALARM)
 
 
 def _ending_of(error: Exception) -> UserError | SystemExit:

@@ -98,6 +98,32 @@ def leave_to_parent() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """Inside, signals to end wait: processes that start here take a moment until they ignore them.
+
+    They are blocked for this thread and, so, for the new processes. Another thread may let one through
+    meanwhile, for which Python would call the handler here.
+    """
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in ending_signals()}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    came: list[int] = []
+    for number in handlers:
+        signal.signal(number, lambda number, _: came.append(number))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in came:
+            handlers[number](number, None)
+
+
 @atexit.register
 def end_children() -> None:
     """End the processes that this one has started and that live no longer than it.
