@@ -4,7 +4,7 @@ import copy
 import shlex
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from itertools import islice
 
 from tqdm import tqdm
@@ -139,9 +139,8 @@ def train_epoch(run: Run) -> int:
             bar.update(len(batches))
         run.watch.flush()
     except UserError as error:
-        if error.code == NON_FINITE:  # the weights are as they were before the bad steps: worth keeping,
-            with suppress(UserError):  # unless they are what is not finite
-                save_last(run)
+        if error.code == NON_FINITE:  # the weights are as they were before: they are worth keeping
+            save_last(run)  # unless it is they that are not finite, which is then the error
         raise
     finally:
         bar.close()

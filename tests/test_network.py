@@ -82,6 +82,7 @@ def test_no_test_lets_a_child_out():
 REACHING = {  # modules that could leave this machine or start something -> what of them is used, and why
     "benchmarks.bccd": ("subprocess", "runs our own programs"),
     "benchmarks.comparison": ("subprocess", "runs our own programs"),
+    "benchmarks.on_gpu": ("subprocess", "runs our own programs"),
     "data.fetching.download": ("urllib.parse", "looks at URLs"),
     "data.fetching.fetch": ("http.client socket ssl urllib", "fetches what --download asks for"),
     "data.workers": ("multiprocessing", "watches the loader's processes"),

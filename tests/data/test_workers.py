@@ -9,10 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 import data.workers
 from data.shapes import make_shapes
-from data.workers import check_workers, choose_workers, prefetch_of
+from data.workers import check_workers, choose_workers, end_workers, prefetch_of
 from utils.errors import OUR_FAULT, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +98,15 @@ def test_a_dead_worker_is_explained_and_the_others_are_ended(code, text):
     with pytest.raises(UserError, match=text) as error:
         check_workers(SimpleNamespace(_workers=workers))
     assert error.value.code == OUR_FAULT and killed == [None, 0, code]
+
+
+@linux
+def test_an_ended_loader_makes_room_for_the_next_at_its_address():
+    """PyTorch knows the processes of a loader by the address of its iterator."""
+    units = iter(DataLoader(range(4), num_workers=1, multiprocessing_context="fork"))
+    end_workers(units)
+    signal_handling._set_worker_pids(id(units), ())
+    signal_handling._remove_worker_pids(id(units))
 
 
 def test_living_workers_and_none_are_fine():

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -13,6 +14,22 @@ from utils.training.signals import CODES, SAME, Stop, ending_signals, held, leav
 
 NAMES = pytest.mark.parametrize("name", CODES)
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+
+
+def fork(work: Callable[[], int | None]) -> int:
+    """Number of a process that does ``work`` and ends with the code that it returns."""
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(work() or 0)
+        finally:
+            os._exit(1)
+    return child
+
+
+def exit_code(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def send(name: str) -> None:
@@ -66,25 +83,33 @@ def test_after_such_work_a_signal_only_asks_again():
         assert stop.code == CODES["SIGINT"]
 
 
+@FORK
 def test_what_everybody_passes_on_counts_once(capfd):
     """torchrun and SLURM send what the terminal has sent already; the first of them decides the code."""
-    with Stop() as stop:
-        for name in ("SIGINT", "SIGTERM", "SIGINT"):
-            send(name)
-        time.sleep(0.05)
-        assert (stop.code, stop.name) == (CODES["SIGINT"], "SIGINT")
+
+    def work():
+        with Stop() as stop:
+            for name in ("SIGINT", "SIGTERM", "SIGINT"):
+                send(name)
+            time.sleep(0.1)
+            return 7 if (stop.code, stop.name) == (CODES["SIGINT"], "SIGINT") else 8
+
+    assert exit_code(fork(work)) == 7
     assert "again" not in capfd.readouterr().err
 
 
+@FORK
 def test_afterwards_nothing_is_left():
+    """Not even while a process that began in between lives on."""
     threads = threading.active_count()
-    for _ in range(3):
-        with Stop():
-            pass
+    with Stop():
+        child = fork(lambda: time.sleep(60))
     end = time.monotonic() + 10
     while threading.active_count() > threads and time.monotonic() < end:
         time.sleep(0.01)
     assert threading.active_count() <= threads
+    os.kill(child, signal.SIGKILL)
+    assert exit_code(child) == -signal.SIGKILL
     assert signal.set_wakeup_fd(-1) == -1
 
 
@@ -132,15 +157,15 @@ def test_holding_changes_no_handler_and_only_the_main_thread_holds():
     assert [signal.getsignal(number) for number in ending_signals()] == before
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@FORK
 def test_signals_are_left_to_the_parent():
-    child = os.fork()
-    if not child:
+    def work():
         leave_to_parent()
         for name in CODES:
             send(name)
-        os._exit(7)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        return 7
+
+    assert exit_code(fork(work)) == 7
 
 
 WORKER = """
