@@ -25,7 +25,7 @@ from utils.errors import UserError
 from utils.losses.anatomy import LossAnatomy
 from utils.probe import find_batch_size
 from utils.settings import find_resumed, resolve_training, resume_training
-from utils.step import TrainStep
+from utils.step import TrainStep, settle_buckets
 from utils.training import distributed
 from utils.training.batch_size import default_batch_size, set_batch_size
 from utils.training.checkpoint import load_checkpoint, tidy
@@ -208,6 +208,7 @@ def build_run(
     cfg = settings.config
     state = build_state(cfg, data, device, weights="" if resumed else args.weights)
     model = distributed.wrap(state.model, device, sync_bn=cfg.train.sync_bn)
+    settle_buckets(model, state, data.train.dataset.planner.shape)
     step = TrainStep(model, state, cfg, LossAnatomy(cfg.train.anatomy_every, state.model.strides))
     epoch = Epoch(device, step.anatomy)
     if resumed:

@@ -188,7 +188,8 @@ def check_names(ours: tuple[str, ...], theirs: tuple[str, ...], *, weights: str,
 
 def main() -> None:
     """Command line."""
-    args = val_parser().parse_args()
+    with distributed.told_once():
+        args = val_parser().parse_args()
     device = select_device(args.device, launch=shlex.join(sys.argv))
     with distributed.session(device):
         measure(args)

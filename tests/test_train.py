@@ -3,8 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -188,14 +186,3 @@ def test_golden_losses():
 def test_overfits_one_batch():
     values = overfit(150)
     assert values["AP"] >= 0.90 and values["AP50"] >= 0.99
-
-
-@pytest.mark.slow
-def test_two_processes_train(shapes, tiny, trained, tmp_path):
-    arguments = ["--data", str(shapes), *tiny, "--epochs", "2", "--noplots", "--project", str(tmp_path)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "train.py")]
-    subprocess.run([*launch, *arguments, "--device", "cpu"], check=True, timeout=300, cwd=ROOT)
-    assert len(read_rows(tmp_path / "exp")) == 2
-    ours, alone = (read_rows(folder, "assignment.csv")[:2] for folder in (tmp_path / "exp", trained))
-    for size in ("small", "medium", "large"):  # the boxes of all ranks
-        assert [row[f"{size}/boxes"] for row in ours] == [row[f"{size}/boxes"] for row in alone]

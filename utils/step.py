@@ -118,6 +118,23 @@ class TrainStep:
         )
 
 
+def settle_buckets(model: nn.Module, state: TrainState, shape: tuple[int, int]) -> None:
+    """A backward pass that changes nothing, before the first step of several ranks.
+
+    PyTorch reduces gradients in buckets, which it fills anew after the first backward pass, in the order that
+    it has seen; and a sum over three ranks or more is rounded by where in its bucket a number lies. Without
+    this, the first step of a run that goes on would be rounded in another way than that of a run which did
+    not stop.
+    """
+    if distributed.world_size() == 1:
+        return
+    state.statistics.keep()
+    pred = model(torch.zeros(2, 3, *shape, dtype=torch.uint8, device=state.ema.updates.device))
+    (pred.cls_logits.sum() + pred.ltrb_logits.sum()).backward()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.statistics.take_back(unless=torch.zeros_like(state.ema.updates, dtype=torch.bool))
+
+
 def forward(model: nn.Module, images: Tensor, amp: str) -> Predictions:
     """The raw predictions of a batch on the device, in the precision of ``train.amp``."""
     dtype = autocast_dtype(amp, images.device)

@@ -1,8 +1,6 @@
 """The processes of a run: right alone, together (gloo, on the CPU), and when one of them is gone."""
 
 import os
-import subprocess
-import sys
 import time
 
 import pytest
@@ -232,16 +230,6 @@ def test_a_killed_rank_ends_the_other_with_one_line():
     assert killed.code == -9 and survivor.code == OUR_FAULT
     (line,) = survivor.err.splitlines()
     assert line.startswith("error: rank 0: rank 1 is gone or stuck (Connection ") and "--resume" in line
-
-
-@pytest.mark.slow
-def test_torchrun_ends_a_job_of_which_a_rank_was_killed(tmp_path):
-    (tmp_path / "program.py").write_text(START + TRAINING)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", tmp_path / "program.py"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    arguments = [*map(str, launch), DEFECTS["kill"], "600"]
-    ended = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60)
-    assert ended.returncode and "SIGKILL" in ended.stderr
 
 
 def test_a_fault_shows_its_traceback_before_the_others_speak():
