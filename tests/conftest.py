@@ -53,6 +53,23 @@ def _two_threads():
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Sums as a process with OMP_NUM_THREADS=1 takes them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def more_shapes(tmp_path_factory) -> Path:
+    """data.yaml of 32 training and 4 validation pictures of 64 to 96 px."""
+    root = tmp_path_factory.mktemp("more") / "shapes"
+    make_shapes(root, num_train=32, num_val=4, sides=(64, 96))
+    return root / "data.yaml"
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
     """data.yaml of 16 training and 6 validation pictures of 64 to 96 px."""

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 import train
-from data.shapes import make_shapes
 from models.detector import Detector, count_parameters
 from tests.ranks import run_text
 from tests.resume import (
@@ -34,6 +33,8 @@ from tests.resume import (
 from utils.errors import DATA, OK, USAGE
 from utils.training.signals import TERMINATED, Stop
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ENDS = [(epoch, 0) for epoch in range(1, EPOCHS + 1)]
 INSIDE = {  # accumulation -> the steps of the optimiser to stop after: all there are, or ten at random
     4: [(epoch, batch) for epoch in range(EPOCHS) for batch in (4, 8)],
@@ -44,37 +45,21 @@ WAYS = list(product((0, 2), (1, 4), ("none", "ram")))  # workers, accumulation, 
 PAIRS = [(0, 1, "none"), (0, 4, "ram"), (2, 1, "ram"), (2, 4, "none")]  # any two values meet in one of them
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """data.yaml of 32 training pictures."""
-    root = tmp_path_factory.mktemp("pictures") / "shapes"
-    make_shapes(root, num_train=32, num_val=4, sides=(64, 96))
-    return root / "data.yaml"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
-def flags(pictures, tmp_path) -> list:
+def flags(more_shapes, tmp_path) -> list:
     """Of a run in a folder of its own."""
-    return [*FLAGS, "--data", pictures, "--project", tmp_path, "--workers", 0]
+    return [*FLAGS, "--data", more_shapes, "--project", tmp_path, "--workers", 0]
 
 
 @pytest.fixture(scope="module")
-def straight(pictures, tmp_path_factory):
+def straight(more_shapes, tmp_path_factory):
     """``straight(workers, accumulation, cache)``: folder of a run without a stop, its state everywhere."""
     known = {}
 
     def run(*way) -> tuple[Path, dict]:
         if way not in known:
             stop, project = StopAt(look=True), tmp_path_factory.mktemp("straight")
-            ended = train_here(*way_flags(pictures, project, *way), stop=stop)
+            ended = train_here(*way_flags(more_shapes, project, *way), stop=stop)
             assert ended.code == OK and count_parameters(ended.run.state.model) < 200_000
             known[way] = ended.folder, stop.seen
         return known[way]
@@ -82,8 +67,8 @@ def straight(pictures, tmp_path_factory):
     return run
 
 
-def way_flags(pictures: Path, project: Path, workers: int, accumulation: int, cache: str) -> list:
-    flags = [*FLAGS, "--data", pictures, "--project", project, "--workers", workers, "--cache", cache]
+def way_flags(more_shapes: Path, project: Path, workers: int, accumulation: int, cache: str) -> list:
+    flags = [*FLAGS, "--data", more_shapes, "--project", project, "--workers", workers, "--cache", cache]
     return [*flags, "--set", f"train.nominal_batch={3 * accumulation}"]
 
 
@@ -111,13 +96,13 @@ def parts_that_differ(folder: Path, state: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("way", PAIRS, ids=str)
-def test_stops_at_every_place_of_one_run_change_nothing(way, straight, pictures, tmp_path):
+def test_stops_at_every_place_of_one_run_change_nothing(way, straight, more_shapes, tmp_path):
     """Five ends of epochs, ten steps and two odd places; workers, accumulation and cache by pairs."""
     whole, seen = straight(*way)
     assert len(seen) == {1: EPOCHS * (BATCHES + 1), 4: EPOCHS * 4}[way[1]] + 1
     folder = None
     for place in sorted(ENDS + INSIDE[way[1]] + ODD):
-        folder = stop_at(place, way_flags(pictures, tmp_path, *way), folder=folder)
+        folder = stop_at(place, way_flags(more_shapes, tmp_path, *way), folder=folder)
         assert parts_that_differ(folder, seen[place]) == [], place
     assert compare_runs(whole, finish(folder)) == []
 
@@ -125,16 +110,16 @@ def test_stops_at_every_place_of_one_run_change_nothing(way, straight, pictures,
 @pytest.mark.grid
 @pytest.mark.parametrize("number", range(15))
 @pytest.mark.parametrize("way", WAYS, ids=str)
-def test_a_stop_at_any_place_changes_nothing(way, number, straight, pictures, tmp_path):
+def test_a_stop_at_any_place_changes_nothing(way, number, straight, more_shapes, tmp_path):
     """The full grid: one stop in each run."""
     whole, seen = straight(*way)
     place = (ENDS + INSIDE[way[1]])[number]
-    folder = stop_at(place, way_flags(pictures, tmp_path, *way))
+    folder = stop_at(place, way_flags(more_shapes, tmp_path, *way))
     assert parts_that_differ(folder, seen[place]) == []
     assert compare_runs(whole, finish(folder)) == []
 
 
-def test_a_signal_during_validation_changes_nothing(straight, pictures, tmp_path, monkeypatch):
+def test_a_signal_during_validation_changes_nothing(straight, more_shapes, tmp_path, monkeypatch):
     """It ends the run there; validation begins anew."""
     evaluate, calls = train.evaluate, []
 
@@ -146,7 +131,7 @@ def test_a_signal_during_validation_changes_nothing(straight, pictures, tmp_path
 
     monkeypatch.setattr(train, "evaluate", interrupted)
     with Stop() as stop:
-        ended = train_here(*way_flags(pictures, tmp_path, 0, 1, "none"), stop=stop)
+        ended = train_here(*way_flags(more_shapes, tmp_path, 0, 1, "none"), stop=stop)
     assert (ended.code, place_of(ended.run.state)) == (TERMINATED, (2, BATCHES))
     assert compare_runs(straight(0, 1, "none")[0], finish(ended.folder)) == []
 
@@ -268,9 +253,11 @@ train_here(*flags)
     ("where", "minutes", "place", "rows"),
     [("step", 1e-6, (1, 6), "1"), ("last.pt", 10, (1, 0), "12"), ("best.pt", 10, (1, 0), "12")],
 )
-def test_a_killed_run_goes_on_from_its_last_save(where, minutes, place, rows, straight, pictures, tmp_path):
+def test_a_killed_run_goes_on_from_its_last_save(
+    where, minutes, place, rows, straight, more_shapes, tmp_path
+):
     """Within an epoch by --save-minutes; or with the row of an epoch on the disk, but no checkpoint yet."""
-    flags = [*way_flags(pictures, tmp_path, 0, 1, "none"), "--save-minutes", minutes]
+    flags = [*way_flags(more_shapes, tmp_path, 0, 1, "none"), "--save-minutes", minutes]
     (ended,) = run_text(KILLED, 1, arguments=[where, *map(str, flags)])
     assert ended.code == -signal.SIGKILL, ended.err
     folder = tmp_path / "exp"
@@ -293,9 +280,9 @@ def contents(folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def stopped(pictures, tmp_path_factory) -> Path:
+def stopped(more_shapes, tmp_path_factory) -> Path:
     """A run that was stopped in the midst of its second epoch."""
-    return stop_at((1, 4), way_flags(pictures, tmp_path_factory.mktemp("stopped"), 0, 1, "none"))
+    return stop_at((1, 4), way_flags(more_shapes, tmp_path_factory.mktemp("stopped"), 0, 1, "none"))
 
 
 def test_other_settings_are_refused(stopped, command):
@@ -319,8 +306,8 @@ def move_box(line: str) -> str:
 
 @pytest.mark.parametrize("edit", [edit_class, move_box])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_other_data_are_refused(edit, split, stopped, pictures, command):
-    labels = sorted((pictures.parent / "labels" / split).iterdir())
+def test_other_data_are_refused(edit, split, stopped, more_shapes, command):
+    labels = sorted((more_shapes.parent / "labels" / split).iterdir())
     label = next(path for path in labels if path.stat().st_size)
     text, before = label.read_text(), contents(stopped)
     try:
@@ -335,9 +322,9 @@ def test_other_data_are_refused(edit, split, stopped, pictures, command):
     assert contents(stopped) == before and not Path("runs").exists()
 
 
-def test_other_workers_and_a_moved_data_set_change_nothing(stopped, straight, pictures, tmp_path):
+def test_other_workers_and_a_moved_data_set_change_nothing(stopped, straight, more_shapes, tmp_path):
     moved = tmp_path / "elsewhere"
-    shutil.copytree(pictures.parent, moved)
+    shutil.copytree(more_shapes.parent, moved)
     folder = tmp_path / "run"
     shutil.copytree(stopped, folder)
     finish(folder, "--workers", 2, "--data", moved / "data.yaml")

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 
 import train
 from data.shapes import make_shapes
@@ -34,6 +33,8 @@ from tests.test_train_ranks import on_ranks
 from utils.errors import OK
 from utils.training import distributed
 from utils.training.signals import TERMINATED, Stop
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BATCHES, EPOCHS = 14, 3
 OWN = [*FLAGS, "--batch-size", "4", "--epochs", str(EPOCHS)]
@@ -66,14 +67,6 @@ def data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("resume_ranks") / "shapes"
     make_shapes(root, num_train=4 * BATCHES, num_val=3, sides=(48, 64))
     return root / "data.yaml"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the ranks have
-    yield
-    torch.set_num_threads(before)
 
 
 def flags_of(folder: str, data: str, way: str) -> list[str]:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 
 import train
-from data.shapes import make_shapes
 from tests.ranks import ROOT
 from tests.resume import BATCHES, EPOCHS, FLAGS, compare_runs, go_on, read_weights, train_here
 from utils.errors import OK, OUR_FAULT
 from utils.training.signals import CODES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 TIMEOUT = 60  # seconds
@@ -131,24 +131,8 @@ class Child:
         return found
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """data.yaml of 32 training pictures."""
-    root = tmp_path_factory.mktemp("pictures") / "shapes"
-    make_shapes(root, num_train=32, num_val=4, sides=(64, 96))
-    return root / "data.yaml"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def flags_of(pictures: Path, project: Path, *, workers: int = 2) -> list:
-    return [*FLAGS, "--data", pictures, "--project", project, "--workers", workers]
+def flags_of(more_shapes: Path, project: Path, *, workers: int = 2) -> list:
+    return [*FLAGS, "--data", more_shapes, "--project", project, "--workers", workers]
 
 
 def steps_after_signal(did: list[str]) -> list[str]:
@@ -161,10 +145,10 @@ def steps_after_signal(did: list[str]) -> list[str]:
 
 @LINUX
 @pytest.mark.slow
-def test_sigterm_at_20_random_moments_of_one_run(pictures, tmp_path):
+def test_sigterm_at_20_random_moments_of_one_run(more_shapes, tmp_path):
     """Each is saved within one step, and 21 processes make the run that one makes."""
     rng = random.Random(20)
-    flags = [*flags_of(pictures, tmp_path), "--epochs", 25]
+    flags = [*flags_of(more_shapes, tmp_path), "--epochs", 25]
     last, done, took = tmp_path / "exp" / "weights" / "last.pt", 0, []
     for _ in range(20):
         resume = ["--resume", last, "--noplots"] if last.exists() else flags
@@ -183,15 +167,15 @@ def test_sigterm_at_20_random_moments_of_one_run(pictures, tmp_path):
         took.append(left.seconds)
     assert done < 25 * BATCHES and max(took) < 10
     assert go_on(last.parents[1]).code == OK
-    whole = train_here(*flags_of(pictures, tmp_path / "straight"), "--epochs", 25)
+    whole = train_here(*flags_of(more_shapes, tmp_path / "straight"), "--epochs", 25)
     assert compare_runs(whole.folder, last.parents[1]) == []
 
 
 @LINUX
 @pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
-def test_a_signal_to_all_processes_of_a_run(name, pictures, tmp_path):
+def test_a_signal_to_all_processes_of_a_run(name, more_shapes, tmp_path):
     """As shells and SLURM send it: loader processes go on until the step is done."""
-    with Child(tmp_path, *flags_of(pictures, tmp_path)) as child:
+    with Child(tmp_path, *flags_of(more_shapes, tmp_path)) as child:
         child.wait_for(9)
         child.send(name, to_all=True)
         left = child.leave()
@@ -203,9 +187,9 @@ def test_a_signal_to_all_processes_of_a_run(name, pictures, tmp_path):
 
 
 @LINUX
-def test_a_second_signal_ends_a_long_step(pictures, tmp_path):
+def test_a_second_signal_ends_a_long_step(more_shapes, tmp_path):
     """Nothing is saved, nobody is left."""
-    with Child(tmp_path, *flags_of(pictures, tmp_path), mode="long step") as child:
+    with Child(tmp_path, *flags_of(more_shapes, tmp_path), mode="long step") as child:
         child.wait_for(7)
         child.send("SIGTERM")
         child.wait_for(8)
@@ -219,9 +203,9 @@ def test_a_second_signal_ends_a_long_step(pictures, tmp_path):
 
 
 @LINUX
-def test_an_error_leaves_no_process_behind(pictures, tmp_path):
+def test_an_error_leaves_no_process_behind(more_shapes, tmp_path):
     """Its traceback holds the loader, whose processes ignore what multiprocessing ends them with at exit."""
-    with Child(tmp_path, *flags_of(pictures, tmp_path), mode="error") as child:
+    with Child(tmp_path, *flags_of(more_shapes, tmp_path), mode="error") as child:
         left = child.leave()
     assert (left.code, left.processes) == (OUR_FAULT, []) and "RuntimeError: planted" in left.err
 
@@ -248,9 +232,9 @@ def signal_in(monkeypatch):
 
 
 @pytest.mark.parametrize("moment", ["read_data", "build_run"])
-def test_a_signal_during_set_up_ends_it_and_leaves_nothing(moment, signal_in, pictures, command, tmp_path):
+def test_a_signal_during_set_up_ends_it_and_leaves_nothing(moment, signal_in, more_shapes, command, tmp_path):
     signal_in(moment)
-    result = command("train", *flags_of(pictures, tmp_path / "runs", workers=0))
+    result = command("train", *flags_of(more_shapes, tmp_path / "runs", workers=0))
     assert result.code == CODES["SIGTERM"] and "Traceback" not in result.err
     assert not (tmp_path / "runs").exists()
 
@@ -268,11 +252,11 @@ def test_a_signal_during_set_up_ends_it_and_leaves_nothing(moment, signal_in, pi
     ],
 )
 def test_a_signal_between_steps_saves_where_the_run_stands(
-    moment, call, place, signal_in, straight, pictures, command, tmp_path
+    moment, call, place, signal_in, straight, more_shapes, command, tmp_path
 ):
     """Between validation, row and checkpoint, and while the results are measured."""
     signal_in(moment, call)
-    result = command("train", *flags_of(pictures, tmp_path, workers=0))
+    result = command("train", *flags_of(more_shapes, tmp_path, workers=0))
     assert result.code == CODES["SIGTERM"] and "Traceback" not in result.err
     folder = tmp_path / "exp"
     if place is None:
@@ -286,6 +270,6 @@ def test_a_signal_between_steps_saves_where_the_run_stands(
 
 
 @pytest.fixture(scope="module")
-def straight(pictures, tmp_path_factory) -> Path:
+def straight(more_shapes, tmp_path_factory) -> Path:
     """The folder of the run that no signal ended."""
-    return train_here(*flags_of(pictures, tmp_path_factory.mktemp("straight"), workers=0)).folder
+    return train_here(*flags_of(more_shapes, tmp_path_factory.mktemp("straight"), workers=0)).folder

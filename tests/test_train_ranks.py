@@ -25,6 +25,8 @@ from utils.errors import DATA, NON_FINITE, OUR_FAULT, USAGE
 from utils.structures import Targets
 from utils.training import distributed
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 20
 WORK = """
 import importlib, sys, torch
@@ -60,14 +62,6 @@ def data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("ranks") / "shapes"
     make_shapes(root, num_train=32, num_val=2, sides=(48, 64))
     return root / "data.yaml"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the ranks have
-    yield
-    torch.set_num_threads(before)
 
 
 def differences(one, other) -> list[str]:
