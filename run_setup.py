@@ -17,7 +17,7 @@ from data.preview import draw_training_data
 from data.run_data import Data, check_same_data, describe_data, load_data
 from inference import load_detector
 from models.detector import build_detector, count_flops, count_parameters
-from utils.config import Config, Resolved, config_to_plain
+from utils.config import Config, Resolved, TrainConfig, config_to_plain
 from utils.config_text import dump_config, format_config
 from utils.environment import describe_session, find_versions, write_environment
 from utils.epoch import Epoch
@@ -87,10 +87,12 @@ class Run:
         """Whether nothing is left to do; then it says so. A collective: rank 0 looks for metrics.json."""
         finished = self.state.is_over(self.cfg.train) and (self.folder / "metrics.json").exists()
         if finished and distributed.rank() == 0:
-            last, more = self.folder / "weights" / "last.pt", 2 * self.state.epoch
+            done, asked = self.state.epoch, self.cfg.train.epochs
+            how = f"--epochs {2 * done}" if done >= asked else "--patience 0"
+            why = "" if done >= asked else f" of {asked}, as AP no longer rose"
             print(
-                f"this run is finished, with {self.state.epoch} epochs: {self.folder}\n"
-                f"to extend it: python train.py --resume {shlex.quote(str(last))} --epochs {more}"
+                f"this run is finished, after {done} epochs{why}: {self.folder}\n"
+                f"to go on: python train.py --resume {shlex.quote(str(self.folder))} {how}"
             )
         return distributed.from_rank_zero(finished)
 
@@ -212,7 +214,7 @@ def build_run(
     step = TrainStep(model, state, cfg, LossAnatomy(cfg.train.anatomy_every, state.model.strides))
     epoch = Epoch(device, step.anatomy)
     if resumed:
-        restore(state, epoch, resumed)
+        restore(state, epoch, resumed, cfg.train)
 
     def find_folder() -> Path:  # made only now: what is refused leaves nothing behind
         exist_ok = args.exist_ok or args.resume == "auto"
@@ -222,22 +224,35 @@ def build_run(
     about = {"config": config_to_plain(cfg), "origins": settings.origins, "names": list(data.spec.names)}
     about |= {"strides": list(state.model.strides), "data": describe_data(data), "versions": find_versions()}
     saver = Saver(folder, about, minutes=0 if args.nosave else cfg.train.save_minutes)
+    if state.best["epoch"] > 0 and epoch_of(folder / "weights" / "best.pt") != state.best["epoch"]:
+        saver.miss("best.pt")
     watch = StepWatch(folder if distributed.rank() == 0 else None)
     rate = Rate(cfg.train, len(data.train))
     return Run(settings, data, state, folder, device, stop, rate, step, epoch, watch, saver, state.epoch)
 
 
-def restore(state: TrainState, epoch: Epoch, resumed: Resumed) -> None:
+def restore(state: TrainState, epoch: Epoch, resumed: Resumed, cfg: TrainConfig) -> None:
     """Go on where the checkpoint was written. One whose parts do not fit this model is a ``UserError``."""
+    asked, share = cfg.micro_batch, cfg.batch_size // distributed.world_size()
     try:
         state.restore(resumed.content)
         epoch.restore(resumed.content["epoch_parts"])
+        if asked != resumed.content["config"]["train"].get("micro_batch"):  # it was given now
+            state.micro_batch = min(asked or share, share)
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         reason = printable(error).partition("\\n")[0][:200]
         raise UserError(
             f"{resumed.last} is damaged, or was changed: its state does not fit its own configuration "
             f"({type(error).__name__}: {reason}). Start a new run: --weights {resumed.last} without --resume"
         ) from error
+
+
+def epoch_of(path: Path) -> int:
+    """The epoch after which a checkpoint was written; 0 where there is none that can be read."""
+    try:
+        return load_checkpoint(path, key="epoch")["epoch"]
+    except UserError:
+        return 0
 
 
 def num_updates(cfg: Config, data: Data) -> int:
@@ -261,12 +276,9 @@ def describe_run(run: Run, *, plots: bool) -> None:
     )
 
     def write() -> None:
-        stale = [
-            "metrics.json",
-            *([] if run.state.step else ["nan_report.json"]),
-        ]  # the first: of the run's end
-        for name in stale:
-            (run.folder / name).unlink(missing_ok=True)
+        (run.folder / "metrics.json").unlink(missing_ok=True)  # of the run's end, which is still to come
+        if not run.state.step:
+            (run.folder / "nan_report.json").unlink(missing_ok=True)  # of another run that was here
         (run.folder / "config.yaml").write_text(dump_config(run.settings))
         write_environment(run.folder, session, resumed=run.state.step > 0)
 
@@ -281,5 +293,5 @@ def describe_run(run: Run, *, plots: bool) -> None:
     if steps < FEW_STEPS:
         print(f"warning: {steps} optimiser steps are few; a detector needs {FEW_STEPS:,} to begin to learn")
     if plots:
-        draw_training_data(run.folder, run.data)
+        run.saver.attempt("labels.jpg, train_batch0.jpg", lambda: draw_training_data(run.folder, run.data))
     print(table_header())

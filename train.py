@@ -4,9 +4,11 @@ import copy
 import shlex
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 
+import torch
 from tqdm import tqdm
 
 from data.dataset import Batch
@@ -17,7 +19,7 @@ from run_setup import Run, build_run, describe_run, read_data, read_settings
 from utils.arguments import train_parser
 from utils.assigners.statistics import COLUMNS as ASSIGNMENT_COLUMNS
 from utils.config import config_to_plain
-from utils.errors import NON_FINITE, NOT_SAVED, UserError, run_main
+from utils.errors import NON_FINITE, NOT_SAVED, OUR_FAULT, HalfDoneError, UserError, first_line, run_main
 from utils.plots.curves import plot_run
 from utils.training import distributed
 from utils.training.console import epoch_line, left_note, table_line, waiting_advice, waiting_note
@@ -101,10 +103,11 @@ def train_epochs(run: Run, log: RunLog | None, *, last_only: bool) -> int:
         row, looked, counted = end_epoch(run)
         if log:
             log.write(row | metrics, anatomy=looked, assignment=[counted])
+        save_epoch(run, last=state.is_over(cfg.train) or not last_only)
+        if log:
             print(epoch_line(row | metrics, cfg.train.epochs, run.shape, left=run.time_left()))
             if advice := waiting_advice(row, workers=run.data.train.workers, cache=cfg.data.cache):
                 print(advice)
-        save_epoch(run, last=state.is_over(cfg.train) or not last_only)
     return 0
 
 
@@ -118,33 +121,50 @@ def train_epoch(run: Run) -> int:
     loader.set_epoch(state.epoch, mosaic=not close, start=state.batch)
     arriving, begun = on_device(loader, run.device), time.perf_counter() - run.epoch.seconds
     name = f"{state.epoch + 1}/{cfg.train.epochs}"
-    bar = tqdm(total=len(loader), initial=state.batch, leave=False, disable=None)
+    bar = tqdm(
+        total=len(loader), initial=state.batch, leave=False, disable=True if distributed.rank() else None
+    )
     bar.set_description_str(table_line(name, [], ""))
     try:
         while (answer := ask(run)) <= SAVE:
             if answer == SAVE:
-                run.watch.flush()
+                with kept(run):
+                    run.watch.flush()
                 save_last(run)
             asked = time.perf_counter()
-            batches = list(islice(arriving, cfg.train.accumulation))
+            with kept(run):
+                batches = list(islice(arriving, cfg.train.accumulation))
             run.epoch.waited += time.perf_counter() - asked
             if not batches:
                 answer = 0
                 break
-            shown = take_step(run, batches)
+            with kept(run):
+                shown = take_step(run, batches)
             bar.set_description_str(table_line(name, shown, str(batches[0].images.shape[-1])), refresh=False)
             run.epoch.seconds = time.perf_counter() - begun
             notes = left_note(run.time_left()), waiting_note(run.epoch.waited, run.epoch.seconds)
             bar.set_postfix_str(", ".join(filter(None, notes)), refresh=False)
             bar.update(len(batches))
-        run.watch.flush()
-    except UserError as error:
-        if error.code == NON_FINITE:  # the weights are as they were before: they are worth keeping
-            save_last(run)  # unless it is they that are not finite, which is then the error
-        raise
+        with kept(run):
+            run.watch.flush()
     finally:
         bar.close()
     return answer
+
+
+@contextmanager
+def kept(run: Run) -> Iterator[None]:
+    """Inside, a ``UserError`` (pictures, a killed process, memory, what is not finite) costs no step.
+
+    Between two steps the state is sound. Of several ranks only those that all fail alike can save.
+    """
+    try:
+        yield
+    except UserError as error:
+        alike = distributed.world_size() == 1 or error.code == NON_FINITE
+        if alike and not isinstance(error, HalfDoneError):
+            save_last(run)  # if the weights are not finite themselves, that is the error
+        raise
 
 
 def take_step(run: Run, batches: list[Batch]) -> list[float]:
@@ -183,8 +203,19 @@ def validate(run: Run) -> tuple[int, dict]:
     try:
         with run.stop.at_once() if distributed.world_size() == 1 else nullcontext():
             found = evaluate(model, run.data.val, run.data.truth, cfg=run.cfg.val, device=run.device)
-    except SystemExit as ended:
-        return ended.code, {}
+    except SystemExit:
+        if not run.stop.code:
+            raise
+        return run.stop.code, {}
+    except torch.OutOfMemoryError as error:
+        size = max(1, run.cfg.val_batch // 2)
+        if distributed.world_size() == 1:
+            save_last(run)
+        raise UserError(
+            f"out of memory in the validation after epoch {run.state.epoch + 1} ({first_line(error)}). Go on "
+            f"with --resume {shlex.quote(str(run.folder))} --set val.batch_size={size}",
+            OUR_FAULT,
+        ) from error
     run.validating.append(time.perf_counter() - begun)
     values, epoch = found.metrics.values, run.state.epoch + 1
     if run.state.best["epoch"] < 0 or values["AP"] > run.state.best["AP"]:
@@ -239,7 +270,8 @@ def leave(run: Run, code: int) -> int:
 def finish(run: Run, *, plots: bool) -> None:
     """Measure best.pt as val.py does, draw the results, and say what to do next."""
     cfg, data, best = run.cfg, run.data, run.folder / "weights" / "best.pt"
-    if not best.exists():  # it could not be written, which was said then
+    if run.saver.lacks("best.pt"):
+        print(f"{best} is not that of the best epoch, as it could not be written then: it is not measured")
         print(run.summary())
         return
     with run.stop.at_once(), distributed.alone():

@@ -90,7 +90,7 @@ def check_bits(trial: Trial, loss: str) -> dict:
 
 def check_auto_batch(trial: Trial, device: torch.device) -> dict:
     """One epoch with as many pictures as fit."""
-    folder = trial.run("auto", "--batch-size", "auto", "--imgsz", "640", "--epochs", "1")
+    folder = trial.run("auto", "--batch-size", "auto", "--cfg", "l", "--imgsz", "640", "--epochs", "1")
     size = load_checkpoint(folder / "weights" / "last.pt")["config"]["train"]["batch_size"]
     total = torch.cuda.get_device_properties(device).total_memory / 1e9
     share = float(read_rows(folder)[-1]["memory_gb"]) / total

@@ -205,7 +205,7 @@ def make_train_loader(index: Index, cfg: Config, *, pin: bool, pictures: Picture
 def make_val_loader(index: Index, cfg: Config, *, pin: bool, pictures: Pictures | None = None) -> Loader:
     """Every picture once, letterboxed to ``data.imgsz``; see ``ValSampler``. The same pixels with a cache."""
     stride = 2 ** max(cfg.model.levels)
-    shape, size = input_shape(cfg.data.imgsz, stride), cfg.val.batch_size or cfg.train.batch_size
+    shape, size = input_shape(cfg.data.imgsz, stride), cfg.val_batch
     if pictures is None:
         pictures = DecodedPictures(index, fitted_sizes(index.sizes, shape), keep=0)
     units = Units(ValSampler(index.sizes, size, shape, stride=stride, rect=cfg.data.rect), 1)

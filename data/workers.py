@@ -111,6 +111,10 @@ def check_workers(units: Iterator | None) -> None:
 
 def end_workers(units: Iterator) -> None:
     """End them at once; PyTorch's own way waits, perhaps for a lock that a dead process holds."""
+    if thread := getattr(units, "_pin_memory_thread", None):  # it reads what they write
+        units._pin_memory_thread_done_event.set()
+        units._worker_result_queue.put((None, None))
+        thread.join(GRACE)
     for worker in _workers_of(units):
         worker.kill()
     if getattr(units, "_worker_pids_set", False):  # or PyTorch refuses the next iterator at this address

@@ -211,7 +211,9 @@ class ValConfig(Section):
     conf: Share = Field(0.001, description="lowest score in validation")
     iou: Share = Field(0.65, description="IoU above which NMS drops a box in validation")
     max_det: Count = Field(300, description="most detections per picture")
-    batch_size: Count | None = Field(None, description="pictures per batch; null = train.batch_size")
+    batch_size: Count | None = Field(
+        None, description="pictures per batch of a rank; null = train.batch_size, at most 32"
+    )
     detect_conf: Share = Field(0.25, description="lowest score in detection")
     detect_iou: Share = Field(0.6, description="IoU above which NMS drops a box in detection")
     evaluator: Literal["hotcoco", "pycocotools"] = Field("hotcoco", description="computes COCO's AP")
@@ -229,6 +231,11 @@ class Config(BaseModel):
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     val: ValConfig = ValConfig()
+
+    @property
+    def val_batch(self) -> int:
+        """Pictures per batch of validation, the same on any number of ranks."""
+        return self.val.batch_size or min(self.train.batch_size, 32)
 
 
 SECTIONS: dict[str, type[Section]] = {name: field.annotation for name, field in Config.model_fields.items()}

@@ -24,6 +24,15 @@ class UserError(ValueError):
         self.code = code
 
 
+class HalfDoneError(UserError):
+    """Of a step that has begun to change the weights: the state must not be saved."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without its explanations."""
+    return str(error).partition("\n")[0]
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run an entry point: a ``UserError`` is printed without a traceback and becomes the process's exit code.
 

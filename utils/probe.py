@@ -9,7 +9,7 @@ from utils.config import Config
 from utils.losses.anatomy import LossAnatomy
 from utils.postprocess import postprocess
 from utils.step import Batch, TrainStep, forward
-from utils.training.batch_size import choose_batch_size, peak_of, usable_memory
+from utils.training.batch_size import choose_batch_size, forget_peak, peak_of, usable_memory
 from utils.training.state import TrainState
 
 
@@ -35,7 +35,9 @@ def find_batch_size(
         state.micro_batch = size
         return peak_of(lambda: try_out(state, batch, cfg), device)
 
-    return choose_batch_size(measure, total=usable_memory(device), most=most)
+    size = choose_batch_size(measure, total=usable_memory(device), most=most)
+    forget_peak(device)
+    return size
 
 
 def try_out(state: TrainState, batch: Batch, cfg: Config) -> None:
@@ -45,7 +47,7 @@ def try_out(state: TrainState, batch: Batch, cfg: Config) -> None:
     for _ in range(2):
         step.accumulate([batch], counts)
         state.update(lr=0.0, clip_norm=cfg.train.clip_norm)
-    size = cfg.val.batch_size or len(batch.images)
+    images = batch.images[: cfg.val.batch_size or min(len(batch.images), 32)]
     with torch.inference_mode():
-        pred = forward(state.ema.model, batch.images[:size], "off")
+        pred = forward(state.ema.model, images, "off")
     postprocess(pred, conf=cfg.val.conf, iou=cfg.val.iou, max_det=cfg.val.max_det)

@@ -14,7 +14,7 @@ from utils.wording import printable, show_value
 
 DEMO_IMGSZ = 320
 NEVER = 10**6  # epochs between validations: the last epoch is always validated
-FREE_ON_RESUME = (  # settings that a run may go on with others of: they cannot change what is left of it
+FREE_ON_RESUME = (  # settings that a run may go on with others of
     "data.path",  # the fingerprint of the pictures decides
     "data.workers",
     "train.epochs",  # extends the run, or ends it earlier
@@ -22,6 +22,7 @@ FREE_ON_RESUME = (  # settings that a run may go on with others of: they cannot 
     "train.patience",
     "train.save_minutes",
     "train.save_period",
+    "val.batch_size",  # where memory runs out in validation
 )
 TRAIN_SETTINGS = {  # attribute of the parsed flags -> dotted key
     "data": "data.path",
@@ -118,9 +119,22 @@ def find_resumed(args: argparse.Namespace) -> Path | None:
         return find_latest(args.project) if args.resume else None
     auto = args.resume == "auto"
     path = Path(args.project) / args.name if auto else Path(args.resume)
-    last = path / "weights" / "last.pt" if auto or path.is_dir() else path
+    last = path if path.suffix and not path.is_dir() else path / "weights" / "last.pt"
+    if path.name == "weights" and path.is_dir():
+        last = path / "last.pt"
     saved = last.is_file() or previous_generation(last).is_file()  # the one that a killed save left
-    return None if auto and not saved else last
+    if auto:
+        return last if saved else None
+    if not saved:
+        raise UserError(
+            f"--resume {args.resume}: no {last} (working directory {Path.cwd()}); give a run's folder"
+        )
+    if last.absolute().parent.name != "weights":
+        raise UserError(
+            f"--resume {args.resume}: a run goes on in its own folder, so its last.pt lies in RUN/weights. "
+            f"Move this one to such a place, or start a new run from it: --weights {last} without --resume"
+        )
+    return last
 
 
 def resume_training(args: argparse.Namespace, content: Mapping[str, Any], *, where: Path | str) -> Resolved:

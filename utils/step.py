@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from utils.assigners.build import build_assigner
 from utils.assigners.statistics import AssignmentStatistics
 from utils.config import Config
-from utils.errors import OUR_FAULT, UserError
+from utils.errors import OUR_FAULT, HalfDoneError, UserError, first_line
 from utils.losses.anatomy import LossAnatomy
 from utils.losses.compute import compute_loss
 from utils.structures import Predictions, Targets
@@ -57,11 +57,18 @@ class TrainStep:
                 terms = self.accumulate(batches, counts)
                 break
             except torch.OutOfMemoryError as error:
-                reason = str(error).partition("\n")[0]
-            self._halve(reason)  # here, as the error above holds on to the step's tensors
+                reason = first_line(error)
             counts.counts.copy_(counted)
+            self._halve(reason)  # here, as the error above holds on to the step's tensors
         clip, sound = self.cfg.train.clip_norm, terms.isfinite().all()
-        update = state.update(lr=lr, clip_norm=clip, sound=sound)
+        try:
+            update = state.update(lr=lr, clip_norm=clip, sound=sound)
+        except torch.OutOfMemoryError as error:
+            raise HalfDoneError(
+                f"out of memory in the optimiser, at step {state.step} ({first_line(error)}). Go on from the "
+                "last save, with --resume and a smaller --micro-batch, or begin with a smaller model",
+                OUR_FAULT,
+            ) from error
         counts.counts.copy_(torch.where(update.bad, counted, counts.counts))
         return update, terms
 

@@ -1,5 +1,6 @@
 """Which settings a run may go on with: what is refused, what is taken over, and where the run is found."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -247,7 +248,18 @@ def test_a_path_may_be_that_of_the_run():
     last = make_last("somewhere/run")
     assert find_resumed(parse(f"--resume {last}")) == last
     assert find_resumed(parse("--resume somewhere/run")) == last
-    assert find_resumed(parse("--resume nowhere/last.pt")) == Path("nowhere/last.pt")  # loading says so
+    assert find_resumed(parse("--resume somewhere/run/weights")) == last
+    for path in ("nowhere", "nowhere/last.pt", "somewhere"):
+        with pytest.raises(UserError, match=f"--resume {path}: no .*give a run's folder"):
+            find_resumed(parse(f"--resume {path}"))
+
+
+def test_a_checkpoint_that_was_copied_away_is_no_run():
+    """Else the files of whoever owns the folder above it would be taken for those of a run."""
+    (Path("home/kept")).mkdir(parents=True)
+    shutil.copy(make_last("somewhere/run"), "home/kept/last.pt")
+    with pytest.raises(UserError, match=r"RUN/weights.*--weights home/kept/last.pt"):
+        find_resumed(parse("--resume home/kept/last.pt"))
 
 
 def test_bare_resume_is_the_latest_of_the_project():

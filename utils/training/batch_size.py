@@ -78,11 +78,18 @@ def round_size(size: int) -> int:
 def peak_of(step: Callable[[], None], device: torch.device) -> int:
     """Most memory that PyTorch held on the CUDA ``device`` while ``step`` ran; nothing idle is kept."""
     gc.collect()  # what an earlier try, broken off for want of memory, still refers to
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
+    forget_peak(device)
     step()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_reserved(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Give back what is held idle; the peak is counted anew. Nothing to do on a CPU."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def usable_memory(device: torch.device) -> int:

@@ -41,5 +41,5 @@ class EMA:
         change = torch._foreach_sub(theirs, ours)
         torch._foreach_mul_(change, weight)
         torch._foreach_add_(ours, change)
-        for own, other in self._copied:
-            own.copy_(other)
+        if self._copied:
+            torch._foreach_copy_(*([pair[i] for pair in self._copied] for i in (0, 1)))

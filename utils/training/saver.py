@@ -25,6 +25,14 @@ class Saver:
         """Whether a file is missing, or not the newest, because it could not be written."""
         return bool(self._failed)
 
+    def lacks(self, name: str) -> bool:
+        """Whether ``name`` is missing or not the newest."""
+        return name in self._failed
+
+    def miss(self, name: str) -> None:
+        """Note that an earlier process could not write ``name``."""
+        self._failed.add(name)
+
     @property
     def is_due(self) -> bool:
         """Whether last.pt is older than ``minutes``."""

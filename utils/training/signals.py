@@ -54,10 +54,10 @@ class Stop:
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Inside, the first signal raises ``SystemExit``: for work that leaves nothing half done."""
-        if self.code:
-            raise SystemExit(self.code)
-        self._raises = True
+        self._raises = True  # first, so that no signal falls between
         try:
+            if self.code:
+                raise SystemExit(self.code)
             yield
         finally:
             self._raises = False

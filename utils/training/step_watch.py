@@ -82,7 +82,7 @@ class StepWatch:
         if not self._path:
             return
         entries = [
-            *self._read_entries(),
+            *(entry for entry in self._read_entries() if entry["step"] < step),  # others are taken again
             {"step": step, "gradient_norm": str(norm), "batches": faulty or named},
         ]
         where = ", ".join(f"epoch {batch['epoch']} batch {batch['batch']}" for batch in faulty or named)
