@@ -148,6 +148,9 @@ def read_data(
         names, last = tuple(resumed.content["names"]), resumed.last
         check_names(names, data.spec.names, weights=str(last), data=data.spec.yaml)
         check_same_data(data, resumed.content["data"], where=last)
+        then, now = resumed.content["versions"], find_versions()
+        for name in (name for name in then if then[name] != now.get(name) and distributed.rank() == 0):
+            print(f"{name} was {then[name]} and is {now.get(name)}: results may differ in their last bits")
     if auto and device.type == "cuda":
         settings = set_batch_size(asked, fit_batch_size(settings.config, data, device))
         data = data.with_loaders(settings.config, device)

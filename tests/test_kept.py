@@ -8,7 +8,8 @@ import torch
 import train
 from tests.resume import BATCHES, EPOCHS, FLAGS, compare_runs, go_on, read_weights, train_here
 from tests.resume import StopAt as Stop
-from utils.errors import DATA, NOT_SAVED, OK, OUR_FAULT, UserError
+from utils.errors import DATA, NOT_SAVED, OK, OUR_FAULT, HalfDoneError, UserError
+from utils.training.state import TrainState
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,6 +47,17 @@ def test_an_error_between_two_steps_saves_first(flags, straight, tmp_path, monke
     assert (saved["epoch"], saved["batch"]) == (1, 3)
     assert go_on(tmp_path / "exp").code == OK
     assert compare_runs(straight, tmp_path / "exp") == []
+
+
+def test_memory_that_runs_out_inside_the_update_is_not_saved(flags, tmp_path, monkeypatch):
+    """Weights may have changed and the average not: the run goes on from its last save."""
+    folder = train_here(*flags, "--project", tmp_path, stop=Stop((0, 2))).folder
+    monkeypatch.setattr(
+        TrainState, "update", failing_at(3, TrainState.update, torch.OutOfMemoryError("CUDA out of memory."))
+    )
+    with pytest.raises(HalfDoneError, match="in the optimiser, at step 4 .*--micro-batch") as ended:
+        go_on(folder)
+    assert ended.value.code == OUR_FAULT and read_weights(folder)["batch"] == 2
 
 
 def test_memory_that_runs_out_in_validation(flags, tmp_path, monkeypatch):

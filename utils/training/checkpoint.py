@@ -16,7 +16,7 @@ from utils.training.weights_file import PLAIN, REMEDY, UnreadableError, read_wei
 SCHEMA = 2  # of the checkpoint's keys; raised when their meaning changes
 GOES_ON = {  # what a checkpoint holds beside the optimiser if a run can go on with it
     **dict.fromkeys(("epoch", "batch", "step", "micro_batch"), int),
-    **dict.fromkeys(("model", "scaler", "optimizer", "best", "data", "origins"), dict),
+    **dict.fromkeys(("model", "scaler", "optimizer", "best", "data", "origins", "versions"), dict),
     "epoch_parts": list,
 }
 

@@ -223,7 +223,7 @@ def test_state_goes_through_a_checkpoint(tmp_path):
         return state
 
     first, second = trained(1), trained(2)
-    about = {"origins": {}, "data": {}, "epoch_parts": []}
+    about = {"origins": {}, "data": {}, "versions": {}, "epoch_parts": []}
     save_checkpoint(tmp_path / "last.pt", content() | about | first.to_plain())
     second.restore(load_checkpoint(tmp_path / "last.pt", key="optimizer"))
     for state in (first, second):  # goes on alike
