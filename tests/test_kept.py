@@ -55,7 +55,7 @@ def test_memory_that_runs_out_inside_the_update_is_not_saved(flags, tmp_path, mo
     monkeypatch.setattr(
         TrainState, "update", failing_at(3, TrainState.update, torch.OutOfMemoryError("CUDA out of memory."))
     )
-    with pytest.raises(HalfDoneError, match="in the optimiser, at step 4 .*--micro-batch") as ended:
+    with pytest.raises(HalfDoneError, match=r"in the optimiser, at step 4 .*--micro-batch") as ended:
         go_on(folder)
     assert ended.value.code == OUR_FAULT and read_weights(folder)["batch"] == 2
 
