@@ -28,7 +28,7 @@ from utils.settings import find_resumed, resolve_training, resume_training
 from utils.step import TrainStep, settle_buckets
 from utils.training import distributed
 from utils.training.batch_size import default_batch_size, set_batch_size
-from utils.training.checkpoint import load_checkpoint, tidy
+from utils.training.checkpoint import epoch_of, load_checkpoint, tidy
 from utils.training.console import last_line, remaining, table_header
 from utils.training.device import autocast_dtype
 from utils.training.optimizer import freeze
@@ -128,6 +128,8 @@ def read_settings(args: Namespace) -> tuple[Resolved, Resumed | None]:
         if args.weights:
             load_detector(args.weights, "cpu")  # refuses a configuration that its own tensors do not bear out
         return resolve_training(args), None
+    if args.weights:
+        print(f"--weights {args.weights} is not used: the run goes on from its own, {last}")
     content = load_checkpoint(last, key="optimizer")
     return resume_training(args, content, where=last), Resumed(last, content)
 
@@ -250,14 +252,6 @@ def restore(state: TrainState, epoch: Epoch, resumed: Resumed, cfg: TrainConfig)
         ) from error
 
 
-def epoch_of(path: Path) -> int:
-    """The epoch after which a checkpoint was written; 0 where there is none that can be read."""
-    try:
-        return load_checkpoint(path, key="epoch")["epoch"]
-    except UserError:
-        return 0
-
-
 def num_updates(cfg: Config, data: Data) -> int:
     """Steps of the optimiser in the whole run."""
     return -(-len(data.train) // cfg.train.accumulation) * cfg.train.epochs
@@ -292,6 +286,10 @@ def describe_run(run: Run, *, plots: bool) -> None:
     flops, steps = count_flops(model, shape) / 1e9, num_updates(cfg, run.data)
     print(f"model: {count_parameters(model):,} parameters, {flops:.2f} GFLOPs at {shape[0]}x{shape[1]}")
     print(f"run: {cfg.train.epochs} epochs, {steps} optimiser steps, {precision} on {run.device}")
+    if run.state.step:
+        print(
+            f"goes on: after epoch {run.state.epoch} and {run.state.batch} batches of {len(run.data.train)}"
+        )
     print(f"results: {run.folder}")
     if steps < FEW_STEPS:
         print(f"warning: {steps} optimiser steps are few; a detector needs {FEW_STEPS:,} to begin to learn")

@@ -65,17 +65,20 @@ def set_up_and_train(args, settings, resumed, *, device, stop: Stop) -> int:
 
 def train(run: Run, args) -> int:
     """A run, from where its state stands to its results; returns the exit code."""
-    first_rank = distributed.rank() == 0
-    log = open_log(run, args) if first_rank else None
+    log = open_log(run, args) if distributed.rank() == 0 else None
     try:
         code = train_epochs(run, log, last_only=args.nosave)
     finally:
         run.data.train.close()  # here, as processes left to the garbage collector are waited for
         if log:
             log.close()
-    if code or not first_rank:
+    if code or not log:
         return code
-    finish(run, plots=not args.noplots)
+    try:
+        finish(run, plots=not args.noplots)
+    except SystemExit:
+        print(f"trained, but not measured: {run.summary(stopped=run.stop.name)}")
+        raise
     return NOT_SAVED if run.saver.failed or log.failed else 0
 
 
@@ -117,28 +120,24 @@ def train_epoch(run: Run) -> int:
     run.step.model.train()
     for frozen in frozen_norms(run.step.model):
         frozen.eval()
-    close = state.epoch >= cfg.train.epochs * (1 - cfg.augment.close_mosaic)
-    loader.set_epoch(state.epoch, mosaic=not close, start=state.batch)
+    mosaic = state.epoch < cfg.train.epochs * (1 - cfg.augment.close_mosaic)
+    loader.set_epoch(state.epoch, mosaic=mosaic, start=state.batch)
     arriving, begun = on_device(loader, run.device), time.perf_counter() - run.epoch.seconds
     name = f"{state.epoch + 1}/{cfg.train.epochs}"
-    bar = tqdm(
-        total=len(loader), initial=state.batch, leave=False, disable=True if distributed.rank() else None
-    )
+    silent = True if distributed.rank() else None  # None: silent where there is no terminal
+    bar = tqdm(total=len(loader), initial=state.batch, leave=False, disable=silent)
     bar.set_description_str(table_line(name, [], ""))
     try:
         while (answer := ask(run)) <= SAVE:
             if answer == SAVE:
-                with kept(run):
-                    run.watch.flush()
                 save_last(run)
             asked = time.perf_counter()
             with kept(run):
                 batches = list(islice(arriving, cfg.train.accumulation))
-            run.epoch.waited += time.perf_counter() - asked
-            if not batches:
-                answer = 0
-                break
-            with kept(run):
+                run.epoch.waited += time.perf_counter() - asked
+                if not batches:
+                    answer = 0
+                    break
                 shown = take_step(run, batches)
             bar.set_description_str(table_line(name, shown, str(batches[0].images.shape[-1])), refresh=False)
             run.epoch.seconds = time.perf_counter() - begun
@@ -262,8 +261,8 @@ def leave(run: Run, code: int) -> int:
     """A signal has ended the run: save it, say how to go on, return the exit code."""
     save_last(run)
     if distributed.rank() == 0:
-        where = f"epoch {run.state.epoch + 1}, batch {run.state.batch} of {len(run.data.train)}"
-        print(f"{where}: {run.summary(stopped=run.stop.name or 'a signal to another process')}")
+        where, who = f"batch {run.state.batch} of {len(run.data.train)}", run.stop.name or "another process"
+        print(f"epoch {run.state.epoch + 1}, {where}: {run.summary(stopped=who)}")
     return code
 
 
@@ -271,8 +270,9 @@ def finish(run: Run, *, plots: bool) -> None:
     """Measure best.pt as val.py does, draw the results, and say what to do next."""
     cfg, data, best = run.cfg, run.data, run.folder / "weights" / "best.pt"
     if run.saver.lacks("best.pt"):
-        print(f"{best} is not that of the best epoch, as it could not be written then: it is not measured")
-        print(run.summary())
+        print(
+            f"{best} is not that of the best epoch, which could not be written: not measured\n{run.summary()}"
+        )
         return
     with run.stop.at_once(), distributed.alone():
         detector = load_detector(best, str(run.device))
@@ -282,10 +282,10 @@ def finish(run: Run, *, plots: bool) -> None:
         measurement["training"] = fingerprint(data.index, data.spec.names)
 
         def write() -> None:
-            write_metrics(run.folder, result, measurement)
             if plots:
                 plot_run(run.folder)
                 save_val_pictures(run.folder, detector.model, data.val, data.spec.names, cfg=cfg.val)
+            write_metrics(run.folder, result, measurement)  # last: by it the run is known to be finished
 
         run.saver.attempt("metrics.json, pictures", write)
     print(

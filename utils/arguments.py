@@ -12,7 +12,7 @@ LOGGERS = ("tensorboard", "wandb", "mlflow")
 RESUME = (
     "go on with the run saved last in --project, or with this last.pt or run folder; auto: with project/name "
     "if it holds a last.pt, else start there. Settings are the run's own; others are refused, but --epochs N "
-    "extends it: from there on the learning rate is that of a run of N epochs"
+    "extends or shortens it: from there on the learning rate is that of a run of N epochs"
 )
 
 

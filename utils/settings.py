@@ -127,7 +127,8 @@ def find_resumed(args: argparse.Namespace) -> Path | None:
         return last if saved else None
     if not saved:
         raise UserError(
-            f"--resume {args.resume}: no {last} (working directory {Path.cwd()}); give a run's folder"
+            f"--resume {args.resume}: no {last} (working directory {Path.cwd()}); give a run's folder. "
+            "One that was stopped before its first save starts again by its reproduce.sh"
         )
     if last.absolute().parent.name != "weights":
         raise UserError(

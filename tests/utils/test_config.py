@@ -329,7 +329,11 @@ def test_keys_outside_their_files_scope(write, option, key, home):
         ("model.levels", [3, 5], "contains 3, 4, 5"),
         ("model.levels", [4, 5, 6], "contains 3, 4, 5"),
         ("model.levels", [], "contains 3, 4, 5"),
-        ("data.imgsz", [640], "an integer >= 32, <= 16384, or a list of 2 values, each an integer >= 32, <= 16384"),
+        (
+            "data.imgsz",
+            [640],
+            "an integer >= 32, <= 16384, or a list of 2 values, each an integer >= 32, <= 16384",
+        ),
         ("data.imgsz", 16, "an integer >= 32"),
         ("data.path", "", "a non-empty string"),
         ("data.rect", 1, "true or false"),

@@ -279,4 +279,4 @@ def _say(axes, text: str) -> None:
 
 def _save(figure: Figure, path) -> None:
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    figure.savefig(Path(path), dpi=110, format="png", facecolor="white")
+    figure.savefig(Path(path), dpi=110, facecolor="white")

@@ -66,6 +66,14 @@ def load_checkpoint(path: str | Path, *, key: str = "ema") -> dict[str, Any]:
         return content
 
 
+def epoch_of(path: Path) -> int:
+    """The epoch after which a checkpoint was written; 0 where there is none that can be read."""
+    try:
+        return load_checkpoint(path, key="epoch")["epoch"]
+    except UserError:
+        return 0
+
+
 def tidy(weights: Path) -> None:
     """Remove what killed saves left in the folder ``weights``; a previous generation that is needed stays."""
     for part in weights.glob(".*.pt.part"):

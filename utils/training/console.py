@@ -134,8 +134,9 @@ def last_line(
     )
     found = f"best AP {best['AP']:.3f} in epoch {best['epoch']:.0f}" if best["epoch"] > 0 else "not validated"
     line = f"{begins}: {ended}; {found}; results in {folder}"
+    again = f"python train.py --resume {shlex.quote(str(folder))}"
     if not saved:
-        return f"{line}, but not all of them: files could not be written, see above"
-    if stopped in ("", "patience"):
-        return line
-    return f"{line}; go on with: python train.py --resume {shlex.quote(str(folder / 'weights' / 'last.pt'))}"
+        return (
+            f"{line}, but not all of them: see above, make room, then go on from the last save with: {again}"
+        )
+    return line if stopped in ("", "patience") else f"{line}; go on with: {again}"
