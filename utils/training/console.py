@@ -136,7 +136,5 @@ def last_line(
     line = f"{begins}: {ended}; {found}; results in {folder}"
     again = f"python train.py --resume {shlex.quote(str(folder))}"
     if not saved:
-        return (
-            f"{line}, but not all of them: see above, make room, then go on from the last save with: {again}"
-        )
+        return f"{line}, but files could not be written, see above: what came after the last save is lost"
     return line if stopped in ("", "patience") else f"{line}; go on with: {again}"
