@@ -152,7 +152,8 @@ def read_data(
         check_same_data(data, resumed.content["data"], where=last)
         then, now = resumed.content["versions"], find_versions()
         for name in (name for name in then if then[name] != now.get(name) and distributed.rank() == 0):
-            print(f"{name} was {then[name]} and is {now.get(name)}: results may differ in their last bits")
+            changed = f"{name} was {then[name]} and is {now.get(name)}"
+            print(f"{printable(changed)}: results may differ in their last bits")
     if auto and device.type == "cuda":
         settings = set_batch_size(asked, fit_batch_size(settings.config, data, device))
         data = data.with_loaders(settings.config, device)
@@ -182,7 +183,6 @@ def check_same_start(settings: Resolved, resumed: Resumed | None) -> None:
 
 def fit_batch_size(cfg: Config, data: Data, device: torch.device) -> int:
     """What ``--batch-size auto`` is on GPUs: rank 0 tries, all are taken to be like its own."""
-
     ranks = distributed.world_size()
 
     def find() -> int:
