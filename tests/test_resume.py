@@ -337,6 +337,6 @@ def test_a_finished_run_says_so_and_stays_as_it_is(straight, command):
     folder, _ = straight(0, 1, "none")
     before = contents(folder)
     result = command("train", "--resume", folder / "weights" / "last.pt")
-    assert result.code == OK and "this run is finished, with 5 epochs" in result.out
+    assert result.code == OK and "this run is finished, after 5 epochs: " in result.out
     assert "--epochs 10" in result.out
     assert contents(folder) == before

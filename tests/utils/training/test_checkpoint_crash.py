@@ -229,6 +229,10 @@ def test_killed_at_50_random_moments_of_a_tight_loop(tmp_path):
     """0 unreadable; after tidy 0 stray files. The loop is never cleaned up in between."""
     path, rng, numbers = tmp_path / "last.pt", random.Random(0), []
     save_checkpoint(path, content(0.0, 100_000))
+    begun = time.perf_counter()
+    for _ in range(3):
+        save_checkpoint(path, content(loaded(path), 100_000))
+    span = time.perf_counter() - begun  # of some saves, however slow the disk is
     for _ in range(50):
         child = os.fork()
         if not child:
@@ -239,7 +243,7 @@ def test_killed_at_50_random_moments_of_a_tight_loop(tmp_path):
             finally:
                 os._exit(99)
         try:
-            time.sleep(rng.uniform(0.005, 0.05))
+            time.sleep(rng.uniform(0.005, 0.02 + 2 * span))
         finally:
             os.kill(child, signal.SIGKILL)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -250,7 +254,7 @@ def test_killed_at_50_random_moments_of_a_tight_loop(tmp_path):
             assert [item.name for item in tmp_path.iterdir()] == ["last.pt"]
     tidy(tmp_path)
     assert [item.name for item in tmp_path.iterdir()] == ["last.pt"]
-    assert numbers == sorted(numbers) and numbers[-1] > 50
+    assert numbers == sorted(numbers) and numbers[-1] > 10
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
