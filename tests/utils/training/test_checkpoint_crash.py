@@ -20,6 +20,8 @@ from utils.errors import UserError
 from utils.training.atomic_file import previous_generation
 from utils.training.checkpoint import load_checkpoint, save_checkpoint, tidy
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # others would be lost in a fork
+
 resource = pytest.importorskip("resource", reason="limits of processes are those of Unix")
 nothing = contextlib.nullcontext()
 CALLS = ("open", "fsync", "link", "replace", "unlink", "posix_fadvise", "read", "close")
