@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from utils.config import SECTIONS
+from utils.training.logger import TRACKERS
 from utils.yolov5_flags import REPLACED_IN_DETECT, REPLACED_IN_TRAIN, REPLACED_IN_VAL
 
 Flags = argparse.ArgumentParser | argparse._ArgumentGroup  # what takes flags
-LOGGERS = ("tensorboard", "wandb", "mlflow")
 RESUME = (
     "go on with the run saved last in --project, or with this last.pt or run folder; auto: with project/name "
     "if it holds a last.pt, else start there. Settings are the run's own; others are refused, but --epochs N "
@@ -83,8 +83,8 @@ def _add_run(group: Flags) -> None:
     add("--save-period", type=int, metavar="N", help=_about("train.save_period"))
     add("--nosave", action="store_true", help="write last.pt only at the end")
     add("--noplots", action="store_true", help="draw no plots and pictures")
-    about = f"send the figures of results.csv there, too: {', '.join(LOGGERS)}; each must be installed"
-    add("--loggers", nargs="+", choices=LOGGERS, default=[], metavar="NAME", help=about)
+    about = f"send the figures of results.csv there, too: {', '.join(TRACKERS)}; each must be installed"
+    add("--loggers", nargs="+", choices=tuple(TRACKERS), default=[], metavar="NAME", help=about)
 
 
 def val_parser() -> argparse.ArgumentParser:
