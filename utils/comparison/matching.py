@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask
 
-from utils.metrics.coco import RECALLS, start_evaluation
+from utils.metrics.coco import RECALLS, start_evaluation, with_ranks
 
 MEASURES = ("AP", "AP50", "AP75")
 _MEASURED_LEVELS = (slice(None), slice(0, 1), slice(5, 6))  # of the L thresholds, one for each measure
@@ -41,7 +41,9 @@ def match_detections(truth: dict, rows: np.ndarray, evaluator: str = "hotcoco") 
 
     ``evaluator`` as for ``evaluate_detections``. Without detections the arrays are empty.
     """
-    picture_ids = np.array([image["id"] for image in truth["images"]], np.int64)
+    own_ids = np.array([image["id"] for image in truth["images"]], np.int64)
+    truth, rows = with_ranks(truth, rows)
+    picture_ids = [image["id"] for image in truth["images"]]
     places = {int(picture): n for n, picture in enumerate(picture_ids)}
     classes = {category["id"]: k for k, category in enumerate(truth["categories"])}
     truths = np.zeros((len(classes), len(places)), np.int64)
@@ -56,7 +58,7 @@ def match_detections(truth: dict, rows: np.ndarray, evaluator: str = "hotcoco") 
     matched = _join([entry["dtMatches"] for entry in found])[:, order]
     ignored = _join([entry["dtIgnore"] for entry in found])[:, order]
     return Matches(
-        picture_ids=picture_ids,
+        picture_ids=own_ids,
         names=tuple(category["name"] for category in truth["categories"]),
         offsets=np.searchsorted(label[order], np.arange(len(classes) + 1)),
         picture=np.array([places[int(picture)] for picture in picture_id[order]], np.int64),

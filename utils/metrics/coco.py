@@ -6,11 +6,13 @@ N pictures, T true boxes, D detections, C classes; boxes xyxy px of the original
 import contextlib
 import io
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from utils.errors import DATA, UserError
 from utils.structures import Detections
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -62,6 +64,34 @@ def make_ground_truth(
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
+def with_ranks(truth: dict, detections: np.ndarray) -> tuple[dict, np.ndarray]:
+    """``truth`` and ``detections`` with the ranks 1, 2, ... of their picture and category ids as ids.
+
+    Ids are whatever the data set has, hashes and time stamps too, and an evaluator may take one for the
+    length of an array. Ranks keep the order of the ids, by which evaluators sort, so the metrics are the same
+    to the bit. A detection of a picture or a category that the truth does not have is a ``UserError``.
+    """
+    ranks, rows = {}, detections.copy()
+    for key, column in (("images", 0), ("categories", 6)):
+        ids = np.sort(np.array([item["id"] for item in truth[key]], np.float64))
+        ranks[key] = {int(number): rank for rank, number in enumerate(ids, 1)}
+        if not np.isin(rows[:, column], ids).all():
+            text = f"there are detections of {key} that the data set does not have; measure on its own data"
+            raise UserError(text, DATA)
+        rows[:, column] = np.searchsorted(ids, rows[:, column]) + 1
+    images = [item | {"id": ranks["images"][item["id"]]} for item in truth["images"]]
+    annotations = [
+        item
+        | {
+            "image_id": ranks["images"][item["image_id"]],
+            "category_id": ranks["categories"][item["category_id"]],
+        }
+        for item in truth["annotations"]
+    ]
+    categories = [item | {"id": ranks["categories"][item["id"]]} for item in truth["categories"]]
+    return truth | {"images": images, "annotations": annotations, "categories": categories}, rows
+
+
 def pack_detections(detections: Detections, picture_id: int, category_ids: Sequence[int]) -> np.ndarray:
     """(D, 7) float64: picture id, x, y, width, height, score, category id, as COCO's evaluators take them."""
     boxes = detections.boxes.double().numpy()
@@ -76,19 +106,17 @@ def evaluate_detections(truth: dict, detections: np.ndarray, evaluator: str = "h
 
     ``evaluator`` is "hotcoco" or "pycocotools"; without hotcoco the latter takes over with one line.
     """
+    truth, detections = with_ranks(truth, detections)
     precision, recall, scores = _accumulate(truth, detections, evaluator)
     categories = sorted(truth["categories"], key=lambda category: category["id"])  # the evaluators' order
-    counts = np.bincount(
-        [a["category_id"] for a in truth["annotations"] if not a["iscrowd"]],
-        minlength=max(category["id"] for category in truth["categories"]) + 1,
-    )
+    counts = Counter(a["category_id"] for a in truth["annotations"] if not a["iscrowd"])
     per_class = {
         category["name"]: {
             "AP": _mean(precision[:, :, k, 0, 2]),
             "AP50": _mean(precision[0, :, k, 0, 2]),
             "AP75": _mean(precision[5, :, k, 0, 2]),
             "AR100": _mean(recall[:, k, 0, 2]),
-            "boxes": int(counts[category["id"]]),
+            "boxes": counts[category["id"]],
         }
         for k, category in enumerate(categories)
     }
@@ -109,7 +137,10 @@ def _accumulate(truth: dict, detections: np.ndarray, evaluator: str) -> tuple[np
 
 
 def start_evaluation(truth: dict, detections: np.ndarray, evaluator: str):
-    """The evaluator's ``COCOeval``, before ``evaluate()``; both evaluators have the same methods."""
+    """The evaluator's ``COCOeval``, before ``evaluate()``; both evaluators have the same methods.
+
+    Its ids should be ranks, see ``with_ranks``.
+    """
     evaluation = _run_hotcoco(truth, detections) if evaluator == "hotcoco" else None
     return evaluation or _run_pycocotools(truth, detections)
 
