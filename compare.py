@@ -15,7 +15,7 @@ from data.images import decode_image
 from data.index import Index, fingerprint, load_split, path_of
 from data.prepare import prepare_data
 from data.run_data import ground_truth_of
-from data.spec import load_data_spec
+from data.spec import check_there, load_data_spec, remembered
 from utils.comparison.arguments import compare_parser, parse_comparison
 from utils.comparison.collect import check_data, collect, complete_seeds, missing_runs, read_runs
 from utils.comparison.finished import plan_of_finished
@@ -49,7 +49,8 @@ def main() -> int:
         plan = make_plan(args, flags)
         check_started(plan)
     slots = make_slots(plan.device, args.jobs)
-    pictures = load_pictures(plan, train=not args.finished)
+    source = f"the runs of --from, as of {args.finished[0]}" if is_remembered(args, flags) else ""
+    pictures = load_pictures(plan, train=not args.finished, source=source)
     check_data(plan, pictures.fingerprint)
     print(describe(plan, num_slots=len(slots)), flush=True)
     with alone_in(plan.folder):
@@ -80,11 +81,21 @@ def read_finished(args, flags: list[str]) -> Plan:
     return plan_of_finished(args.finished, folder=folder, baseline=args.baseline, **where)
 
 
-def load_pictures(plan: Plan, *, train: bool) -> Pictures:
-    """Read the validation pictures; with ``train`` let the doctor check what is trained on, too."""
+def is_remembered(args, flags: list[str]) -> bool:
+    """Whether the path of the data is that of finished runs, and not one that was given."""
+    return bool(args.finished) and not parse_train_flags(flags).data
+
+
+def load_pictures(plan: Plan, *, train: bool, source: str = "") -> Pictures:
+    """Read the validation pictures; with ``train`` let the doctor check what is trained on, too.
+
+    ``source``: what remembers the data's path where it was not given now.
+    """
     config = plan.groups[plan.baseline].config
-    prepare_data(config.data.path, download=plan.download)
-    spec = load_data_spec(config.data.path, single_cls=config.data.single_cls)
+    with remembered(source):
+        prepare_data(config.data.path, download=plan.download)
+        spec = load_data_spec(config.data.path, single_cls=config.data.single_cls)
+        check_there(spec, ["val"] if source else ())
     if train:
         print(format_classes(spec))
         check_before_training(spec, config)

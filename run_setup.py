@@ -145,7 +145,7 @@ def read_data(
     auto, settings = asked.config.train.batch_size == "auto", asked
     if auto:
         settings = set_batch_size(asked, default_batch_size(distributed.world_size()))
-    data = load_data(settings.config, device, download=download)
+    data = load_data(settings.config, device, download=download, source=remembers_data(asked, resumed))
     if resumed:
         names, last = tuple(resumed.content["names"]), resumed.last
         check_names(names, data.spec.names, weights=str(last), data=data.spec.yaml)
@@ -161,6 +161,13 @@ def read_data(
         why = "" if device.type == "cuda" else ", the default: there is no GPU whose memory could be filled"
         print(f"--batch-size auto: {settings.config.train.batch_size}{why}")
     return settings, data
+
+
+def remembers_data(asked: Resolved, resumed: Resumed | None) -> str:
+    """The checkpoint that the path of the data is from; '' where it is from a flag of now."""
+    if not resumed or resumed.content["config"].get("data", {}).get("path") != asked.config.data.path:
+        return ""
+    return str(resumed.last)
 
 
 def check_same_start(settings: Resolved, resumed: Resumed | None) -> None:

@@ -25,7 +25,7 @@ from data.letterbox import restore, rounding_note
 from data.loader import Loader, make_val_loader
 from data.prepare import prepare_data
 from data.run_data import check_reachable, ground_truth_of
-from data.spec import load_data_spec
+from data.spec import check_there, load_data_spec, remembered
 from inference import load_detector
 from models.detector import Detector
 from utils.arguments import val_parser
@@ -201,10 +201,14 @@ def measure(args: Namespace) -> None:
         raise UserError("--download: name the data set with --data; what weights name is not fetched")
     detector = load_detector(args.weights, args.device)
     config = resolve_use(args, detector.config, VAL_SETTINGS)
+    given = args.data or config.data.path != detector.config.data.path
+    source = "" if given else args.weights
 
     def read() -> tuple[DataSpec, Index]:
-        prepare_data(config.data.path, download=args.download)
-        spec = load_data_spec(config.data.path, single_cls=config.data.single_cls)
+        with remembered(source):
+            prepare_data(config.data.path, download=args.download)
+            spec = load_data_spec(config.data.path, single_cls=config.data.single_cls)
+            check_there(spec, [args.task])
         check_names(detector.names, spec.names, weights=args.weights, data=spec.yaml)
         index, report = load_split(
             spec, args.task, single_cls=config.data.single_cls, label_errors=config.data.label_errors

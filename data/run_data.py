@@ -14,7 +14,7 @@ from data.letterbox import input_shape
 from data.loader import Loader, make_train_loader, make_val_loader
 from data.picture_cache import cache_pictures
 from data.prepare import prepare_data
-from data.spec import load_data_spec
+from data.spec import check_there, load_data_spec, remembered
 from utils.config import Config
 from utils.errors import DATA, UserError
 from utils.metrics.coco import make_ground_truth
@@ -39,12 +39,17 @@ class Data(NamedTuple):
         )
 
 
-def load_data(cfg: Config, device: torch.device, *, download: bool) -> Data:
-    """Read both splits and make their loaders. A collective: rank 0 reads and checks the files, for all."""
+def load_data(cfg: Config, device: torch.device, *, download: bool, source: str = "") -> Data:
+    """Read both splits and make their loaders. A collective: rank 0 reads and checks the files, for all.
+
+    ``source``: what remembers the data's path where it was not given now; see ``remembered``.
+    """
 
     def read() -> tuple[DataSpec, list[Index]]:
-        prepare_data(cfg.data.path, download=download)
-        spec = load_data_spec(cfg.data.path, **options)
+        with remembered(source):
+            prepare_data(cfg.data.path, download=download)
+            spec = load_data_spec(cfg.data.path, **options)
+            check_there(spec, splits if source else ())  # else the doctor says it, with what else is wrong
         print(format_classes(spec))
         check_before_training(spec, cfg)
         errors = cfg.data.label_errors

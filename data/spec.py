@@ -8,7 +8,8 @@ fetched only by ``data.prepare.prepare_data``, and never run.
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,20 @@ from data.cache import load_arrays, save_arrays, stat_files
 from data.formats.coco import read_categories
 from data.formats.layouts import FORMATS, guess_content, recognise_format
 from data.formats.readers import list_sources
-from data.formats.sources import SPLITS, DataSpec, indent, join, show, show_names, spec_error
+from data.formats.sources import (
+    SPLITS,
+    DataSpec,
+    check_reading,
+    join,
+    show,
+    show_names,
+    show_tried,
+    spec_error,
+    split_sources,
+)
 from data.formats.voc import collect_names
 from utils.config_files import read_yaml
-from utils.errors import DATA, UserError
+from utils.errors import DATA, NotFoundError, UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_CLASSES = 100_000
@@ -64,7 +75,34 @@ def find_data_yaml(path: str | Path) -> Path:
             return candidate / "data.yaml" if os.path.isfile(candidate / "data.yaml") else candidate
         if os.path.isfile(candidate):
             return candidate
-    raise UserError(f"data set {show(str(path))} not found; tried:\n{indent(tried)}", DATA)
+    check_reading(tried)
+    if found := next(filter(os.path.exists, tried), None):
+        raise UserError(f"data set {found}: this is neither a file nor a folder", DATA)
+    raise NotFoundError(f"data set {show(str(path))} not found; tried:\n{show_tried(tried)}", DATA)
+
+
+@contextmanager
+def remembered(source: str) -> Iterator[None]:
+    """Inside, data that is not there is told as the memory of ``source``, which no flag of today names.
+
+    A path that nobody typed says nothing to a user; --data, which mends it, does. '' changes nothing.
+    """
+    try:
+        yield
+    except NotFoundError as error:
+        if not source:
+            raise
+        raise NotFoundError(
+            f"{error}\nNo flag gave this path: it is kept in {source}. Where the data set has moved, add "
+            "--data <its YAML or folder>",
+            error.code,
+        ) from error
+
+
+def check_there(spec: DataSpec, splits: Iterable[str]) -> None:
+    """A ``NotFoundError`` if an entry of ``splits`` leads nowhere."""
+    for split in spec.splits.keys() & set(splits):
+        split_sources(spec, split)
 
 
 def find_search(yaml: Path, path) -> tuple[Path, ...]:

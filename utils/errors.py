@@ -24,6 +24,10 @@ class UserError(ValueError):
         self.code = code
 
 
+class NotFoundError(UserError):
+    """Of a file or folder that is not there, and not of one that cannot be read."""
+
+
 class HalfDoneError(UserError):
     """Of a step that has begun to change the weights: the state must not be saved."""
 

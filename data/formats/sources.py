@@ -1,5 +1,6 @@
 """Which files make the splits of a data set: the record of its YAML, and how entries become paths."""
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +8,14 @@ from typing import NamedTuple
 
 from data.formats.coco import ROBOFLOW
 from data.formats.listing import SUFFIXES, find_listed, read_lines, read_list, walk_pictures
-from utils.errors import DATA, UserError
+from utils.errors import DATA, NotFoundError, UserError
 from utils.wording import printable, show_class
 
 SPLITS = ("train", "val", "test")
 SHOWN_VALUE, SHOWN_PATH = 80, 500  # characters in errors
 SHOWN_NAMES = 100
 MARKS = ("-1", "0", "1")  # VOC, in its lists of one class: absent, difficult, present
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)  # what a path that leads nowhere fails with
 
 
 class DataSpec(NamedTuple):
@@ -81,16 +83,42 @@ def paths_tried(search: Sequence[Path], entry: str | Path) -> list[Path]:
 
 
 def resolve_entry(spec: DataSpec, key: str, entry: str | Path) -> Path:
-    """The file or folder that ``entry`` of ``key`` means; else an error names every path tried."""
+    """The file or folder that ``entry`` of ``key`` means; else a ``NotFoundError`` names every path tried."""
     tried = paths_tried(spec.search, entry)
     for candidate in tried:
         if os.path.exists(candidate):
             return candidate
-    text = f"{key}: {show(str(entry))} not found; tried:\n{indent(tried)}\n"
+    check_reading(tried)
+    text = f"{key}: {show(str(entry))} not found; tried:\n{show_tried(tried)}\n"
     remedy = (
         "Mend `path` or the entry, or get the data set first (--download, where the file says from where)."
     )
-    raise spec_error(spec.yaml, text + remedy)
+    raise NotFoundError(f"{spec.yaml}: {text}{remedy}", DATA)
+
+
+def check_reading(tried: Sequence[Path]) -> None:
+    """Of paths that Python finds not to exist: a ``UserError`` for the first that is there but out of reach.
+
+    ``os.path.exists`` says no in both cases, but only one of them is mended by another path.
+    """
+    for path in tried:
+        try:
+            os.stat(path)
+        except OSError as error:
+            if error.errno not in NOT_THERE:
+                reason = f"cannot be looked into ({error.strerror}): check its rights, and the disk it is on"
+                raise UserError(f"{path}: {reason}", DATA) from error
+        except ValueError:  # a NUL in the name: no file can have it
+            continue
+
+
+def show_tried(tried: Sequence[Path]) -> str:
+    """Paths where nothing was found, one a line; a link that leads nowhere says so."""
+    lines = indent(tried).split("\n")
+    for place, path in enumerate(tried):
+        if "\0" not in str(path) and os.path.islink(path):
+            lines[place] += f" (a link to {printable(os.readlink(path))}, where nothing is)"
+    return "\n".join(lines)
 
 
 def split_sources(spec: DataSpec, split: str) -> list[Path]:
@@ -133,7 +161,8 @@ def coco_files(spec: DataSpec, split: str) -> list[Path]:
     files = [source / ROBOFLOW if os.path.isdir(source) else source for source in sources]
     for file in files:
         if not os.path.isfile(file):
-            raise spec_error(spec.yaml, f"{split}: {file} not found; name the JSON file of the split")
+            text = f"{split}: {file} not found; name the JSON file of the split"
+            raise NotFoundError(f"{spec.yaml}: {text}", DATA)
     return files
 
 
