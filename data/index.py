@@ -13,14 +13,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.cache import load_arrays, save_arrays, stat_files
+from data.cache import Column, is_json_of, is_list_of, load_arrays, save_arrays, stat_files
 from data.formats.labels import LabelReport, clean_labels
 from data.formats.problems import Policy, Problem, check_problems
 from data.formats.readers import list_sources, read_files
 from data.formats.sources import DataSpec
 
-# of a cache entry, beside the index's
-EXTRA_FIELDS = ("stats", "pictures", "label_files", "report", "problems")
+# of a cache entry: the index, and what it was made from
+COLUMNS = {
+    "paths": Column("S", ("pictures",)),
+    "sizes": Column("int32", ("pictures", 2)),
+    "offsets": Column("int64", ("pictures + 1",)),
+    "boxes": Column("float64", ("boxes", 4)),
+    "labels": Column("int64", ("boxes",)),
+    "ignore": Column("bool", ("boxes",)),
+    "areas": Column("float64", ("boxes",)),
+    "picture_ids": Column("int64", ("pictures",)),
+    "stats": Column("int64", ("files", 3)),
+    "pictures": Column("uint8", ("bytes of pictures",)),
+    "label_files": Column("uint8", ("bytes of label files",)),
+    "report": Column("int64", (len(LabelReport._fields),)),
+    "problems": Column("uint8", ("bytes of problems",)),
+}
 VERSION = 1  # of what the label cache holds; goes up whenever reading labels gives something else
 
 
@@ -94,9 +108,14 @@ def read_split(
     sources = list_sources(spec, split)
     options = {"single_cls": single_cls, "clip": label_errors == "clip", "version": VERSION}
     key = repr((spec._replace(search=()), split, options))
-    entry = load_arrays("labels", key)
-    if entry is not None and not entry.keys() >= {*Index._fields, *EXTRA_FIELDS}:
-        entry = None
+    num_classes = 1 if single_cls else len(spec.names)
+    entry = load_arrays(
+        "labels",
+        key,
+        COLUMNS,
+        name=f"labels of split {split}",
+        check=lambda arrays: _contradiction(arrays, num_classes),
+    )
     reason = "" if entry is None else _what_changed(entry, sources)
     if entry is not None and not reason:
         return _from_entry(entry)
@@ -168,6 +187,35 @@ def _without_unreadable(found: Found) -> tuple[Index, LabelReport]:
     return kept, report
 
 
+def _contradiction(arrays: dict[str, np.ndarray], num_classes: int) -> str:
+    """What in a cache entry cannot be true, or ''. Whatever training indexes by lies in its range."""
+    entry = Index(*(arrays[field] for field in Index._fields))
+    counts, sizes = np.diff(entry.offsets), entry.sizes
+    boxes, paths = entry.boxes, entry.paths.tolist()
+    if len(entry.offsets) != len(paths) + 1 or entry.offsets[0] or (counts < 0).any():
+        return "offsets are not ascending"
+    if entry.offsets[-1] != len(boxes):
+        return f"offsets end at {entry.offsets[-1]} of {len(boxes)} boxes"
+    if len(boxes) and not 0 <= entry.labels.min() <= entry.labels.max() < num_classes:
+        return f"labels outside 0..{num_classes - 1}"
+    if (sizes < 0).any() or not np.isfinite(entry.areas).all():
+        return "sizes or areas are out of range"
+    extents = np.repeat(sizes[:, ::-1], counts, axis=0)
+    if not ((boxes[:, :2] >= 0).all() and (boxes[:, :2] <= boxes[:, 2:]).all()):
+        return "boxes are no boxes"
+    if not (boxes[:, 2:] <= extents).all():
+        return "boxes reach beyond their pictures"
+    label_files = arrays["label_files"]
+    num_files = len(paths) + (np.count_nonzero(label_files == 0) + 1 if len(label_files) else 0)
+    if b"\0".join(paths) != arrays["pictures"].tobytes() or len(arrays["stats"]) != num_files:
+        return "its lists of files do not agree"
+    if arrays["report"][:1].tolist() != [len(paths)]:
+        return "its counts do not agree"
+    if not is_json_of(arrays["problems"], lambda value: is_list_of(value, str, int, str, str)):
+        return "its problems are none"
+    return ""
+
+
 def _what_changed(entry: dict[str, np.ndarray], sources: tuple[list[str] | None, list[str]]) -> str:
     """Why a cache entry no longer holds, or ''."""
     pictures, label_files = sources
@@ -178,8 +226,6 @@ def _what_changed(entry: dict[str, np.ndarray], sources: tuple[list[str] | None,
     if not np.array_equal(_pack_paths(label_files), entry["label_files"]):
         return "as they lie elsewhere now"
     paths = label_files + known
-    if len(paths) != len(entry["stats"]):
-        return "as the cache is damaged"
     changed = np.flatnonzero((stat_files(paths) != entry["stats"]).any(axis=1))
     if not len(changed):
         return ""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.cache import load_arrays, save_arrays, stat_files
+from data.cache import Column, is_json_of, is_list_of, load_arrays, save_arrays, stat_files
 from data.formats.coco import read_categories
 from data.formats.layouts import FORMATS, guess_content, recognise_format
 from data.formats.readers import list_sources
@@ -36,6 +36,7 @@ from utils.errors import DATA, NotFoundError, UserError
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_CLASSES = 100_000
 SHOWN_REPEATED = 5
+COLUMNS = {"stats": Column("int64", ("files", 3)), "text": Column("uint8", ("bytes",))}  # of a cache entry
 
 
 def load_data_spec(path: str | Path, *, single_cls: bool = False) -> DataSpec:
@@ -184,12 +185,27 @@ def _collect(spec: DataSpec, kind: str, collect: Callable[[list[str]], object]):
     files = list(dict.fromkeys(file for part in found for file in part))
     files = files or list_sources(spec, next(iter(spec.splits)))[1]  # says what is not there
     key, stats = "\0".join([f"{kind} 2", *files]), stat_files(files)
-    entry = load_arrays("classes", key)
-    if entry is not None and entry.keys() >= {"stats", "text"} and np.array_equal(entry["stats"], stats):
+    entry = load_arrays("classes", key, COLUMNS, name=kind, check=CHECKS[kind])
+    if entry is not None and np.array_equal(entry["stats"], stats):
         return json.loads(entry["text"].tobytes())
     text = json.dumps(collect(files))
     save_arrays("classes", key, {"stats": stats, "text": np.frombuffer(text.encode(), np.uint8)})
     return json.loads(text)
+
+
+def _bad_names(arrays: dict[str, np.ndarray]) -> str:
+    return "" if is_json_of(arrays["text"], lambda value: is_list_of(value, str)) else "no names"
+
+
+def _bad_categories(arrays: dict[str, np.ndarray]) -> str:
+    def right(value: object) -> bool:
+        known, dropped = value
+        return is_list_of(known, int, str) and is_list_of(dropped, str)
+
+    return "" if is_json_of(arrays["text"], right) else "no categories"
+
+
+CHECKS = {"names": _bad_names, "categories": _bad_categories}  # of a cache entry, by what it holds
 
 
 def _label_files_there(spec: DataSpec, split: str) -> list[str]:

@@ -16,14 +16,21 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from data.cache import load_arrays, save_arrays, stat_files
+from data.cache import GONE, Column, load_arrays, save_arrays, stat_files
 from data.images import decode_image
 from utils.errors import UserError
 
 VERSION = 1  # goes up whenever decoding or the thumbnails change
 SIDE = 32  # px of a thumbnail
 MAX_THREADS = 8  # each holds one decoded picture
-CHUNK = 64  # pictures a task
+CHUNK = 8  # pictures a task: few, so that an interrupt does not wait long for those at work
+COLUMNS = {  # of a cache entry, whose rows are whole pictures: also the work of an interrupted run counts
+    "paths": Column("S", ("pictures",)),
+    "stats": Column("int64", ("pictures", 3)),
+    "faults": Column("U", ("pictures",)),
+    "thumbnails": Column("uint8", ("pictures", SIDE, SIDE)),
+    "digests": Column("uint64", ("pictures", 2)),
+}
 
 
 class Inspection(NamedTuple):
@@ -42,17 +49,18 @@ def inspect_pictures(paths: Sequence[str], key: str, *, decode: bool = True) -> 
     """
     paths, key = list(paths), f"{key}\0inspection {VERSION}"
     stats = stat_files(paths)
-    found = _from_cache(load_arrays("pictures", key), paths, stats)
+    name = f"pictures inspected before ({len(paths):,})"
+    found = _from_cache(load_arrays("pictures", key, COLUMNS, name=name), paths, stats)
     todo = np.flatnonzero(~found.known).tolist() if decode else []
     if todo:
         try:
-            _fill(found, paths, todo)
+            _fill(found, paths, stats, todo)
         finally:
             _to_cache(found, paths, stats, key)
     return found
 
 
-def _fill(found: Inspection, paths: list[str], todo: list[int]) -> None:
+def _fill(found: Inspection, paths: list[str], stats: np.ndarray, todo: list[int]) -> None:
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
     threads = min(
         MAX_THREADS, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -61,8 +69,10 @@ def _fill(found: Inspection, paths: list[str], todo: list[int]) -> None:
     try:
         bar = tqdm(total=len(todo), desc="decoding pictures", unit="", leave=False, disable=None)
         for chunk, results in zip(chunks, pool.map(_mapper(paths), chunks), strict=True):
-            for number, (fault, thumbnail, digest) in zip(chunk, results, strict=True):
+            for number, (fault, thumbnail, digest, lasting) in zip(chunk, results, strict=True):
                 found.faults[number], found.thumbnails[number] = fault, thumbnail
+                if not lasting:
+                    stats[number] = GONE
                 found.digests[number], found.known[number] = digest, True
             bar.update(len(chunk))
         bar.close()
@@ -74,15 +84,18 @@ def _mapper(paths: list[str]) -> Callable[[list[int]], list[tuple]]:
     return lambda chunk: [_inspect(paths[number]) for number in chunk]
 
 
-def _inspect(path: str) -> tuple[str, np.ndarray, np.ndarray]:
-    """Fault or '', thumbnail, digest of one picture."""
+def _inspect(path: str) -> tuple[str, np.ndarray, np.ndarray, bool]:
+    """Fault or '', thumbnail, digest of one picture, and whether that lasts until the file changes."""
     try:
         thumbnail, fault = make_thumbnail(decode_image(path)), ""
         digest = hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()
     except (UserError, OSError) as error:  # OSError: gone between the two readings
         fault = str(error).removeprefix(f"{path}: ").removeprefix("cannot read this picture: ")
-        return fault, np.zeros((SIDE, SIDE), np.uint8), np.zeros(2, np.uint64)
-    return fault, thumbnail, np.frombuffer(digest, np.uint64)
+        cause = error.__cause__ or error
+        # An error of the system (too many open files, a disk that is away) says nothing of the picture.
+        lasting = not (isinstance(cause, OSError) and cause.errno)
+        return fault, np.zeros((SIDE, SIDE), np.uint8), np.zeros(2, np.uint64), lasting
+    return fault, thumbnail, np.frombuffer(digest, np.uint64), True
 
 
 def make_thumbnail(pixels: np.ndarray) -> np.ndarray:
@@ -99,7 +112,7 @@ def _from_cache(entry: dict[str, np.ndarray] | None, paths: list[str], stats: np
         thumbnails=np.zeros((count, SIDE, SIDE), np.uint8),
         digests=np.zeros((count, 2), np.uint64),
     )
-    if entry is None:
+    if entry is None or not len(entry["paths"]):
         return found
     row_of = {path: row for row, path in enumerate(entry["paths"].tolist())}
     rows = np.array([row_of.get(os.fsencode(path), -1) for path in paths], np.int64)
