@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.cache import cache_folder, stat_files
+from data.files import open_regular
 from data.index import Index, path_of
 from data.letterbox import resize
 from data.pictures import DecodedPictures, fitted_sizes
@@ -28,21 +30,40 @@ from utils.errors import UserError
 from utils.training.distributed import barrier, on_each_node
 
 SHARED_MEMORY = Path("/dev/shm")
-VERSION = 1  # of the file's form, and of how its pixels are made
-HEADER = 4096  # bytes before the pixels: the stamp, then zeros
+VERSION = 2  # of the file's form, and of how its pixels are made
+HEADER = 4096  # bytes before the pixels: the stamp, the SHA-256 of the sums behind them, then zeros
+SUM = np.dtype("<u4")  # CRC-32 of each picture, behind the pixels: fast enough to be checked while training
 CHUNK = 32  # pictures a task
 SPARE = {"memory": 0.2, "disk": 0.05}  # share of what is free that stays so
 
 
 class PackedPictures:
-    """The pictures of a cache file, ``sizes`` (N, 2); a source of pixels as ``data.pictures`` describes."""
+    """The pictures of a cache file, ``sizes`` (N, 2); a source of pixels as ``data.pictures`` describes.
 
-    def __init__(self, path: str, sizes: np.ndarray):
+    A picture's sum is checked when a process asks for it the first time. One that has become another on the
+    disk is decoded from its file instead, with one line.
+    """
+
+    def __init__(self, path: str, sizes: np.ndarray, index: Index):
         self.path, self.sizes, self._offsets = path, sizes, _offsets(sizes)
-        self._bytes = _map(path)
+        self._bytes, self._checked = _map(path), np.zeros(len(sizes), bool)
+        self._files = DecodedPictures(index, sizes, keep=0)
 
     def __call__(self, i: int) -> np.ndarray:
-        return self._bytes[self._offsets[i] : self._offsets[i + 1]].reshape(*self.sizes[i], 3)
+        pixels = self._bytes[self._offsets[i] : self._offsets[i + 1]]
+        size = tuple(self.sizes[i].tolist())
+        if not self._checked[i]:
+            sums = self._bytes[self._offsets[-1] :].view(SUM)
+            if zlib.crc32(pixels) != sums[i]:
+                path = path_of(self._files.index, i)
+                print(
+                    f"cache: {self.path} is damaged at {path}, which is decoded instead; delete it to have "
+                    "it built anew",
+                    file=sys.stderr,
+                )
+                return resize(self._files(i), size)
+            self._checked[i] = True
+        return pixels.reshape(*size, 3)
 
     def __getstate__(self) -> dict:
         """For processes that do not inherit memory: they map the file themselves."""
@@ -81,7 +102,9 @@ def cache_pictures(
         return [_path_of(file) for file in files]
 
     paths = on_each_node(build)
-    packed = {job.name: PackedPictures(path, job.sizes) for job, path in zip(jobs, paths, strict=True)}
+    packed = {
+        job.name: PackedPictures(path, job.sizes, job.index) for job, path in zip(jobs, paths, strict=True)
+    }
     barrier("the pictures to be cached")  # files in memory have no name but that of the one who holds them
     for file in files:
         file.close()
@@ -90,11 +113,11 @@ def cache_pictures(
 
 def _plan(name: str, index: Index, shape: tuple[int, int]) -> _Job:
     sizes = fitted_sizes(index.sizes, shape)
-    return _Job(name, index, shape, sizes, int(_offsets(sizes)[-1]))
+    return _Job(name, index, shape, sizes, int(_offsets(sizes)[-1]) + SUM.itemsize * len(sizes))
 
 
 def _offsets(sizes: np.ndarray) -> np.ndarray:
-    """(N + 1,) where each picture begins in the file, and the file's end."""
+    """(N + 1,) where each picture begins in the file, and where their sums do."""
     return HEADER + np.concatenate(([0], np.cumsum(3 * sizes.astype(np.int64).prod(1))))
 
 
@@ -174,17 +197,23 @@ def _stamp(job: _Job) -> bytes:
 
 def _find_fault(job: _Job, path: Path, stamp: bytes) -> str | None:
     """Why the file at ``path`` cannot serve: '' where there is none yet, None where it can."""
-    if not path.exists():
+    try:
+        with open_regular(path) as file:
+            found, digest = file.read(len(stamp)), file.read(hashlib.sha256().digest_size)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(_offsets(job.sizes)[-1])
+            sums = file.read(SUM.itemsize * len(job.sizes))
+    except FileNotFoundError:
         return ""
-    with open(path, "rb") as file:
-        found = file.read(len(stamp))
+    except (OSError, ValueError) as error:
+        return str(error)
     if found[:4] != stamp[:4]:
         return "it is of another version"
     if found != stamp:
         return "pictures have changed"
-    if path.stat().st_size != job.size:
-        return f"it is cut short: {path.stat().st_size:,} of {job.size:,} bytes"
-    return None
+    if size != job.size:
+        return f"it is cut short: {size:,} of {job.size:,} bytes"
+    return None if hashlib.sha256(sums).digest() == digest else "it is damaged"
 
 
 def _open_or_build(job: _Job, path: Path, stamp: bytes, fault: str | None) -> BinaryIO:
@@ -193,9 +222,10 @@ def _open_or_build(job: _Job, path: Path, stamp: bytes, fault: str | None) -> Bi
         return open(str(path), "rb")
     if fault:
         print(f"cache: {path} is built anew, {fault}")
-    part = path.with_suffix(".part")  # one that a killed run left is written over
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)  # what a killed run left
     try:
-        with open(part, "w+b") as file:
+        with open(part, "x+b") as file:
             _fill(file, job, where=str(path), stamp=stamp)
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -212,7 +242,8 @@ def _alone(folder: Path) -> Iterator[None]:
         return
     import fcntl
 
-    with open(folder / "lock", "wb") as file:
+    # Opened for reading, too: for a pipe of that name nobody has to be waited for.
+    with os.fdopen(os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -232,16 +263,20 @@ def _fill(file: BinaryIO, job: _Job, *, where: str, stamp: bytes = b"") -> None:
     else:
         file.truncate(job.size)
     packed, source = np.memmap(file, np.uint8, mode="r+"), DecodedPictures(job.index, job.sizes, keep=0)
-    packed[: len(stamp)] = np.frombuffer(stamp, np.uint8)
+    sums = packed[offsets[-1] :].view(SUM)
 
     def pack(first: int) -> int:
         last = min(first + CHUNK, len(job.sizes))
         for i in range(first, last):
             size = tuple(job.sizes[i].tolist())
-            packed[offsets[i] : offsets[i + 1]].reshape(*size, 3)[:] = resize(source(i), size)
+            pixels = packed[offsets[i] : offsets[i + 1]]
+            pixels.reshape(*size, 3)[:] = resize(source(i), size)
+            sums[i] = zlib.crc32(pixels)
         return last - first
 
     _run_threads(pack, range(0, len(job.sizes), CHUNK), len(job.sizes), job.name)
+    head = stamp + hashlib.sha256(sums).digest()
+    packed[: len(head)] = np.frombuffer(head, np.uint8)
     packed.flush()
     print(f"cache: {_amount(job)} in {where}, {time.perf_counter() - begun:.1f} s")
 

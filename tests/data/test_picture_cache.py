@@ -122,7 +122,7 @@ def test_memory_is_given_back(index):
 @pytest.mark.parametrize("source", ["memory", "/dev/shm"])
 def test_memory_is_checked_first(index, monkeypatch, source):
     """Both splits together: each has 4096 + 67,968 bytes or so; a fifth of what is free must stay."""
-    needed = 2 * (HEADER + 3 * sum(height * width for height, width in PIXELS))
+    needed = 2 * (HEADER + 3 * sum(height * width for height, width in PIXELS) + 4 * len(PIXELS))
     for free, enough in ((needed / 0.8 + 10, True), (needed / 0.8 - 10, False)):
         room = {"memory": 10**12, "/dev/shm": 10**12} | {source: int(free)}
         monkeypatch.setattr(data.picture_cache, "free_memory", lambda room=room: room["memory"])
@@ -212,6 +212,53 @@ def test_a_file_cut_short_is_seen(index, capsys, size):
     (path,) = files()
     os.truncate(path, size if size > 0 else path.stat().st_size - 1)
     rebuilt(index, capsys, "it is cut short: " if size != 5 else "pictures have changed")
+
+
+def flip(path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: flip(path, 40), "it is damaged"),
+        (lambda path: flip(path, -1), "it is damaged"),
+        (lambda path: path.write_bytes(b""), "it is of another version"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "not a regular file"),
+        (lambda path: (path.unlink(), path.symlink_to("/dev/zero")), "not a regular file"),
+        (lambda path: (path.unlink(), path.symlink_to(path)), "[Errno"),
+    ],
+    ids=["header", "sums", "empty", "pipe", "device", "loop"],
+)
+def test_a_damaged_file_is_built_anew(index, capsys, damage, reason):
+    disk(index)
+    damage(files()[0])
+    rebuilt(index, capsys, reason)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_damaged_picture_is_decoded_instead(index, capsys, number):
+    held = disk(index)
+    flip(files()[0], int(held._offsets[number]) + 7)
+    again = disk(index)
+    capsys.readouterr()
+    for i in range(4):
+        assert np.array_equal(again(i), fitted(index, i))
+    err = capsys.readouterr().err
+    assert err.count("is damaged at") == 1 and str(path_of(index, number)) in err
+
+
+def test_a_pipe_in_place_of_the_lock_or_the_part_is_not_waited_for(index):
+    disk(index)
+    (path,) = files()
+    path.unlink()
+    (path.parent / "lock").unlink()
+    os.mkfifo(path.parent / "lock")
+    os.mkfifo(path.with_suffix(".part"))
+    disk(index)
+    assert files() == [path]
 
 
 def test_a_file_of_another_version_is_built_anew(index, capsys, monkeypatch):
