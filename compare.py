@@ -4,6 +4,11 @@ Several losses and seeds are trained, measured by their last averaged weights, a
 is finished is kept: the same command goes on where it was interrupted.
 """
 
+from utils.command import begin_command
+
+if __name__ == "__main__":
+    begin_command()  # before the imports that take seconds
+
 import sys
 from importlib.util import find_spec
 from pathlib import Path

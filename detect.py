@@ -1,5 +1,10 @@
 """Find objects in pictures: ``python detect.py --weights runs/train/exp/weights/best.pt --source DIR``."""
 
+from utils.command import begin_command
+
+if __name__ == "__main__":
+    begin_command()  # before the imports that take seconds
+
 import argparse
 import glob
 import itertools
@@ -175,7 +180,10 @@ def write_labels(path: Path, found: Detections, *, scores: bool) -> None:
     columns += [found.scores.double().numpy()] if scores else []
     rows = zip(found.labels.tolist(), *columns, strict=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{label} {' '.join(f'{value:.6f}' for value in row)}\n" for label, *row in rows))
+    path.write_text(
+        "".join(f"{label} {' '.join(f'{value:.6f}' for value in row)}\n" for label, *row in rows),
+        encoding="utf-8",
+    )
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

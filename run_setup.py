@@ -283,7 +283,7 @@ def describe_run(run: Run, *, plots: bool) -> None:
         (run.folder / "metrics.json").unlink(missing_ok=True)  # of the run's end, which is still to come
         if not run.state.step:
             (run.folder / "nan_report.json").unlink(missing_ok=True)  # of another run that was here
-        (run.folder / "config.yaml").write_text(dump_config(run.settings))
+        (run.folder / "config.yaml").write_text(dump_config(run.settings), encoding="utf-8")
         write_environment(run.folder, session, resumed=run.state.step > 0)
 
     run.saver.attempt("config.yaml, environment.json", write)

@@ -1,5 +1,10 @@
 """Train a detector: ``python train.py --data data.yaml --cfg n``; without arguments, the demo."""
 
+from utils.command import begin_command
+
+if __name__ == "__main__":
+    begin_command()  # before the imports that take seconds
+
 import copy
 import shlex
 import sys

@@ -3,6 +3,11 @@
 ``python val.py --weights runs/train/exp/weights/best.pt --data data.yaml``
 """
 
+from utils.command import begin_command
+
+if __name__ == "__main__":
+    begin_command()  # before the imports that take seconds
+
 import json
 import os
 import shlex
@@ -173,7 +178,7 @@ def write_predictions(folder: Path, rows: np.ndarray) -> Path:
 def write_json(path: Path, content: dict | list, *, indent: int | None = None) -> None:
     """Write a file whole or not at all: who finds it can read it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=indent) + "\n")
+    temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 

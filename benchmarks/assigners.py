@@ -70,7 +70,7 @@ def measure_peak(cfg: Config, device: torch.device) -> float:
         assign(*scene)
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     except OSError as error:
         raise UserError(f"peak memory cannot be measured here: /proc/self/clear_refs: {error}") from error
     before = _memory("VmRSS")
@@ -93,7 +93,7 @@ def measure_growth(cfg: Config, device: torch.device, repeats: int) -> list[dict
 
 def _memory(name: str) -> int:
     """Bytes that /proc/self/status gives under this name."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
@@ -130,7 +130,7 @@ def main() -> int:
     OUT.parent.mkdir(exist_ok=True)
     about = {"device": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
     found = {**about, "memory": memory, "seconds": fastest, "growth": growth}
-    OUT.write_text(json.dumps(found, indent=2) + "\n")
+    OUT.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(f"results: {OUT}")
     return OK if all(row["met"] for row in (memory, *growth)) else OUR_FAULT
 

@@ -31,7 +31,7 @@ def run_seed(seed: int, data: str, flags: list[str]) -> dict[str, float]:
     measured = PROJECT / "val"
     weights = ("--weights", folder / "weights" / "best.pt", "--data", data, "--evaluator", "pycocotools")
     call("val.py", *weights, "--project", measured, "--name", folder.name, "--exist-ok", "--noplots")
-    return json.loads((ROOT / measured / folder.name / "metrics.json").read_text())
+    return json.loads((ROOT / measured / folder.name / "metrics.json").read_text(encoding="utf-8"))
 
 
 def call(script: str, *arguments) -> None:
@@ -54,7 +54,10 @@ def main() -> int:
     met = mean["AP"] >= AP
     print(f"{'mean':>6}" + "".join(f"{mean[key]:>9.4f}" for key in SHOWN) + f"   AP at least {AP}: {met}")
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps({"flags": flags, "seeds": found, "mean": mean, "met": met}, indent=2) + "\n")
+    OUT.write_text(
+        json.dumps({"flags": flags, "seeds": found, "mean": mean, "met": met}, indent=2) + "\n",
+        encoding="utf-8",
+    )
     return 0 if met else OUR_FAULT
 
 

@@ -196,7 +196,7 @@ def main() -> int:
         print("real: {false_verdicts} false verdicts in {splits} splits".format(**result["real"]))
     result["seconds"] = time.perf_counter() - start
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps(result, indent=2) + "\n")
+    OUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"{result['seconds']:.0f} s; all within the limits: {met}; results: {OUT}")
     return 0 if met else OUR_FAULT
 

@@ -168,7 +168,9 @@ def main() -> int:
     print(f"at least {LIMIT}: {met}")
     OUT.parent.mkdir(exist_ok=True)
     about = {**vars(args), "device": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
-    OUT.write_text(json.dumps({**about, "step": bare, "ratios": found, "met": met}, indent=2) + "\n")
+    OUT.write_text(
+        json.dumps({**about, "step": bare, "ratios": found, "met": met}, indent=2) + "\n", encoding="utf-8"
+    )
     return 0 if met else OUR_FAULT
 
 

@@ -39,8 +39,8 @@ def write_labels(folder: Path, count: int) -> Path:
         (folder / "images" / f"{number:06}.jpg").write_bytes(picture)
         rows = rng.uniform(0.3, 0.5, (BOXES, 4)).round(6).tolist()
         text = "".join(f"{place % 3} {' '.join(map(str, row))}\n" for place, row in enumerate(rows))
-        (folder / "labels" / f"{number:06}.txt").write_text(text)
-    (folder / "data.yaml").write_text("train: images\nnames: [a, b, c]\n")
+        (folder / "labels" / f"{number:06}.txt").write_text(text, encoding="utf-8")
+    (folder / "data.yaml").write_text("train: images\nnames: [a, b, c]\n", encoding="utf-8")
     return folder / "data.yaml"
 
 
@@ -82,7 +82,7 @@ def main() -> int:
             f"{name:>8}: first {seconds[0]:.2f} s, cached {seconds[1]:.2f} s, at most {LIMITS[name]}: {fine}"
         )
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps(result, indent=2) + "\n")
+    OUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"results: {OUT}")
     return 0 if met else OUR_FAULT
 

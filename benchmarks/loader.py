@@ -66,8 +66,8 @@ def generate(folder: Path, size: tuple[int, int], count: int, draw=photograph, q
         (folder / "images" / f"{number}.jpg").write_bytes(data.tobytes())
         rows = np.column_stack((rng.uniform(0.3, 0.7, (7, 2)), rng.uniform(0.05, 0.5, (7, 2))))
         text = "".join(f"0 {' '.join(f'{value:.6f}' for value in row)}\n" for row in rows)
-        (folder / "labels" / f"{number}.txt").write_text(text)
-    (folder / "data.yaml").write_text("train: images\nnames: [thing]\n")
+        (folder / "labels" / f"{number}.txt").write_text(text, encoding="utf-8")
+    (folder / "data.yaml").write_text("train: images\nnames: [thing]\n", encoding="utf-8")
     return folder / "data.yaml"
 
 
@@ -129,7 +129,8 @@ def main() -> int:
         print(f"{name:>22}: {times}, ratio {timing.ratio:.2f}, at most {LIMITS[name]}: {met}")
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(
-        json.dumps({"data": args.data or "generated", "cv2": cv2.__version__, **result}, indent=2) + "\n"
+        json.dumps({"data": args.data or "generated", "cv2": cv2.__version__, **result}, indent=2) + "\n",
+        encoding="utf-8",
     )
     print(f"results: {OUT}")
     return 0 if all(item["met"] for item in result.values()) else OUR_FAULT

@@ -47,7 +47,7 @@ def main() -> None:
         times = f"{1000 * row['step']:>10.1f}{row['step_ratio']:>10.2f}"
         print(f"{recipe:>14}{times}{1000 * row['loss']:>10.1f}{row['loss_ratio']:>10.2f}")
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps({**vars(args), "recipes": rows}, indent=2) + "\n")
+    OUT.write_text(json.dumps({**vars(args), "recipes": rows}, indent=2) + "\n", encoding="utf-8")
     print(f"results: {OUT}")
 
 

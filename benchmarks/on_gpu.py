@@ -102,7 +102,7 @@ def check_guards() -> dict:
     """The benchmark of that name, in the precision that trainings have."""
     flags = ("--cfg", "n", "--imgsz", "640", "--batch-size", "16", "--amp", "bf16")
     code = subprocess.run([sys.executable, "-m", "benchmarks.guards", *flags], cwd=ROOT).returncode
-    found = json.loads((ROOT / "benchmarks" / "out" / "guards.json").read_text())["ratios"]
+    found = json.loads((ROOT / "benchmarks" / "out" / "guards.json").read_text(encoding="utf-8"))["ratios"]
     return {"check": "throughput with guards", "found": found, "met": code == 0}
 
 
@@ -120,7 +120,7 @@ def check_sync_bn(trial: Trial) -> dict:
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
     """The rows of results.csv."""
-    with open(folder / "results.csv", newline="") as file:
+    with open(folder / "results.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -155,7 +155,9 @@ def main() -> int:
     for row in rows:
         print(f"{row['check']:<40}{'met' if row['met'] else 'MISSED':<8}{row['found']}")
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps({"environment": describe_environment(), "checks": rows}, indent=2) + "\n")
+    OUT.write_text(
+        json.dumps({"environment": describe_environment(), "checks": rows}, indent=2) + "\n", encoding="utf-8"
+    )
     return 0 if all(row["met"] for row in rows) else OUR_FAULT
 
 

@@ -107,7 +107,8 @@ def main() -> int:
     )
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(
-        json.dumps({"steps": args.steps, "seconds": seconds, "met": met, **values}, indent=2) + "\n"
+        json.dumps({"steps": args.steps, "seconds": seconds, "met": met, **values}, indent=2) + "\n",
+        encoding="utf-8",
     )
     return 0 if met else OUR_FAULT
 

@@ -91,7 +91,9 @@ def main() -> int:
     print(f"{name}: within {LIMIT:.0%}: {met}" + (", no step synchronised" if device.type == "cuda" else ""))
     OUT.parent.mkdir(exist_ok=True)
     about = {"device": name, "torch": torch.__version__, "model": args.cfg, "imgsz": args.imgsz}
-    OUT.write_text(json.dumps({**about, "batch": args.batch_size, "precisions": rows}, indent=2) + "\n")
+    OUT.write_text(
+        json.dumps({**about, "batch": args.batch_size, "precisions": rows}, indent=2) + "\n", encoding="utf-8"
+    )
     return 0 if met else OUR_FAULT
 
 

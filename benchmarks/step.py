@@ -106,7 +106,7 @@ def main() -> None:
         print(f"{head}{times}{share:>8.1%}{case.limit:>8.0%}{verdict}")
     OUT.parent.mkdir(exist_ok=True)
     about = {"model": args.cfg, "amp": args.amp, "device": str(device), "torch": torch.__version__}
-    OUT.write_text(json.dumps({**about, "cases": rows}, indent=2) + "\n")
+    OUT.write_text(json.dumps({**about, "cases": rows}, indent=2) + "\n", encoding="utf-8")
     print(f"results: {OUT}")
 
 

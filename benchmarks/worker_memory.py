@@ -24,7 +24,7 @@ LIMIT, EPOCHS, WORKERS = 0.05, 3, 2
 
 def memory_of(pid: int) -> int:
     """Bytes of a process's memory; a page that n processes share counts for 1 / n."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines():
         if line.startswith("Pss:"):
             return 1024 * int(line.split()[1])
     raise ValueError(f"/proc/{pid}/smaps_rollup has no line Pss")
@@ -50,9 +50,9 @@ def make_pictures(folder: Path, count: int) -> Path:
         small = rng.integers(0, 256, (60, 80, 3), np.uint8)
         picture = cv2.resize(small, (640, 480), interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(folder / "images" / f"{number:06}.jpg"), picture)
-        (folder / "labels" / f"{number:06}.txt").write_text(labels)
+        (folder / "labels" / f"{number:06}.txt").write_text(labels, encoding="utf-8")
     yaml = folder / "data.yaml"
-    yaml.write_text("path: .\ntrain: images\nval: images\nnames: [thing]\n")
+    yaml.write_text("path: .\ntrain: images\nval: images\nnames: [thing]\n", encoding="utf-8")
     return yaml
 
 
@@ -73,7 +73,10 @@ def main() -> int:
     met = growth <= LIMIT
     print(f"growth over {EPOCHS} epochs {growth:.1%}, at most {LIMIT:.0%}{'' if met else '  missed'}")
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps({"pss": rows, "growth": growth, "limit": LIMIT, "met": met}, indent=2) + "\n")
+    OUT.write_text(
+        json.dumps({"pss": rows, "growth": growth, "limit": LIMIT, "met": met}, indent=2) + "\n",
+        encoding="utf-8",
+    )
     return 0 if met else OUR_FAULT
 
 

@@ -3,6 +3,11 @@
 It reads, and never changes, the files of the data set. Exit code 0: ready to train; 4: there are errors.
 """
 
+from utils.command import begin_command, lost_output
+
+if __name__ == "__main__":
+    begin_command()  # before the imports that take seconds
+
 import argparse
 import json
 import sys
@@ -102,6 +107,8 @@ def _write_json(content: dict, target: str) -> None:
     text = json.dumps(content, indent=1)
     if target == "-":
         sys.stdout.write(text + "\n")
+        if reason := lost_output():
+            raise UserError(f"--json -: standard output cannot be written: {reason}", USAGE)
         return
     try:
         Path(target).write_text(text + "\n", encoding="utf-8")

@@ -4,6 +4,11 @@ Boxes come back to 1e-6 px from every format; what a format cannot hold is count
 appears whole or not at all, and nothing is ever written into the old one.
 """
 
+from utils.command import begin_command
+
+if __name__ == "__main__":
+    begin_command()  # before the imports that take seconds
+
 import argparse
 import os
 import shlex

@@ -153,7 +153,7 @@ def _open_nameless() -> BinaryIO:
 
 def free_memory() -> int:
     """Bytes that programs may still take without swapping, as the kernel sees it."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("MemAvailable:"):
             return 1024 * int(line.split()[1])
     return 0

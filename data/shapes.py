@@ -5,6 +5,11 @@ size, rotation, stretch and shading are random. A picture is a function of (seed
 Run ``python -m data.shapes``, or train on ``data/shapes.yaml``, which makes the data set on first use.
 """
 
+from utils.command import begin_command
+
+if __name__ == "__main__":
+    begin_command()  # before the imports that take seconds
+
 import argparse
 import colorsys
 import json
@@ -212,16 +217,16 @@ def write_split(folder: Path, split: str, count: int, seed: int, sides: Pair) ->
             notes.append(note | {"bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
             shares = (x + w / 2) / width, (y + h / 2) / height, w / width, h / height
             rows += f"{shape.label} " + " ".join(f"{share:.8f}" for share in shares) + "\n"
-        (labels / f"{name}.txt").write_text(rows)
+        (labels / f"{name}.txt").write_text(rows, encoding="utf-8")
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASSES)]
     coco = json.dumps({"images": images, "annotations": notes, "categories": categories})
-    (folder / "annotations" / f"instances_{split}.json").write_text(coco)
+    (folder / "annotations" / f"instances_{split}.json").write_text(coco, encoding="utf-8")
 
 
 def read_recipe(folder: Path) -> dict | None:
     """The recipe a finished shapes folder was made by; None where the folder is missing or not ours."""
     try:
-        recipe = json.loads((folder / RECORD).read_text())
+        recipe = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         return recipe if recipe["made_by"] == MADE_BY else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -268,8 +273,10 @@ def make_shapes(
             for split, count in zip(SPLITS, counts.values(), strict=True):
                 write_split(new, split, count, seed, sides)
             names = "".join(f"  {label}: {name}\n" for label, name in enumerate(CLASSES))
-            (new / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/val\nnames:\n{names}")
-            (new / RECORD).write_text(json.dumps(recipe) + "\n")
+            (new / "data.yaml").write_text(
+                f"path: .\ntrain: images/train\nval: images/val\nnames:\n{names}", encoding="utf-8"
+            )
+            (new / RECORD).write_text(json.dumps(recipe) + "\n", encoding="utf-8")
             publish(new, root, Path(work) / "old")
     except OSError as error:
         raise UserError(f"{root}: cannot write the data set: {error}; try another --root", DATA) from error

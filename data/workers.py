@@ -17,6 +17,7 @@ import cv2
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
+from utils.command import guard_output
 from utils.errors import OUR_FAULT, UserError
 from utils.training.distributed import rank
 from utils.training.signals import held, leave_to_parent
@@ -56,6 +57,7 @@ def start_worker(_: int) -> None:
     """First thing in a worker: its errors travel to the training process, which alone heeds signals."""
     cv2.setNumThreads(0)
     leave_to_parent()
+    guard_output()  # a process that was not forked has its own
     sys.excepthook = _show_unless_parted
     gc.freeze()  # what is inherited is shared memory as long as the collector does not write to it
 

@@ -55,7 +55,9 @@ def golden_losses(steps: int = STEPS) -> list[dict[str, float]]:
 def main() -> None:
     """Command line."""
     PATH.parent.mkdir(parents=True, exist_ok=True)
-    PATH.write_text(json.dumps({"torch": torch.__version__, "losses": golden_losses()}, indent=1) + "\n")
+    PATH.write_text(
+        json.dumps({"torch": torch.__version__, "losses": golden_losses()}, indent=1) + "\n", encoding="utf-8"
+    )
     print(f"written: {PATH}")
 
 

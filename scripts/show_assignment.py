@@ -6,6 +6,11 @@ level. With ``--weights`` the detector's own predictions choose; without, those 
 at the first step of a training (seed 0). A table counts what was drawn.
 """
 
+from utils.command import begin_command
+
+if __name__ == "__main__":
+    begin_command()  # before the imports that take seconds
+
 import argparse
 import math
 from pathlib import Path

@@ -25,13 +25,15 @@ LEAVES = {  # what each of these may import of ours, beside itself
     "utils.config_files": ("utils.config", "utils.errors", "utils.wording", "utils.yolov5_names"),
     "utils.yolov5_names": (),
     "utils.training": (
+        "utils.command",
         "utils.config",
         "utils.config_files",
         "utils.errors",
         "utils.structures",
         "utils.wording",
     ),
-    "utils.errors": ("utils.wording",),
+    "utils.command": (),
+    "utils.errors": ("utils.command", "utils.wording"),
     "models": ("utils.config", "utils.geometry", "utils.structures", "utils.errors"),
 }
 FORBIDDEN_NAMES = ("general", "misc", "common", "helpers", "torch_utils")
@@ -193,7 +195,20 @@ def faults(tree: ast.Module) -> list[str]:
                 k.arg for k in node.keywords
             ]:
                 found.append(f"{node.lineno}: torch.load without weights_only=True")
+            if reads_or_writes_text(node) and "encoding" not in [k.arg for k in node.keywords]:
+                found.append(f"{node.lineno}: {ast.unparse(node.func)} without encoding=")
     return found
+
+
+def reads_or_writes_text(call: ast.Call) -> bool:
+    """Whether it opens a file as text: without a named encoding, that of the machine would decide."""
+    if isinstance(call.func, ast.Attribute):
+        text = [k for k in call.keywords if k.arg == "text" and ast.unparse(k.value) == "True"]
+        return call.func.attr in ("read_text", "write_text") or bool(text)
+    if ast.unparse(call.func) != "open":
+        return False
+    mode = [*call.args[1:2], *(k.value for k in call.keywords if k.arg == "mode")]
+    return not (mode and isinstance(mode[0], ast.Constant) and "b" in mode[0].value)
 
 
 @pytest.mark.parametrize("module", sorted(TREES))
@@ -216,6 +231,12 @@ def test_no_dangerous_construct(module):
         "torch.load(f)",
         "torch.load(f, weights_only=flag)",
         "numpy.load(f, allow_pickle=True)",
+        "open(f)",
+        "open(f, 'w')",
+        "open(f, mode)",
+        "path.read_text()",
+        "path.write_text(text)",
+        "subprocess.run(command, text=True)",
     ],
 )
 def test_dangerous_constructs_are_seen(text):
@@ -223,7 +244,9 @@ def test_dangerous_constructs_are_seen(text):
 
 
 def test_harmless_constructs_pass():
-    assert faults(ast.parse("model.eval()\ntorch.load(f, weights_only=True)\nsys.exit(0)\nimport json")) == []
+    text = "model.eval()\ntorch.load(f, weights_only=True)\nsys.exit(0)\nimport json\n"
+    text += "open(f, 'rb')\nopen(f, mode='wb')\nopen(f, encoding='utf-8')\npath.read_text(encoding='utf-8')"
+    assert faults(ast.parse(text)) == []
 
 
 def code_lines(text: str) -> int:

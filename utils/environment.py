@@ -56,7 +56,12 @@ def find_commit() -> str:
     for command in (["rev-parse", "--show-toplevel", "HEAD"], ["status", "--porcelain", "-uno"]):
         try:
             answer = subprocess.run(
-                ["git", "-C", str(ROOT), *command], capture_output=True, text=True, timeout=20, check=True
+                ["git", "-C", str(ROOT), *command],
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=20,
+                check=True,
             )
         except (OSError, subprocess.SubprocessError):
             return "unknown"
@@ -68,7 +73,7 @@ def find_commit() -> str:
 def find_hardware() -> str:
     """The processor with its cores, and the GPUs that are to be seen, used or not."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

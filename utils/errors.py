@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 
+from utils.command import ENDING, Interrupted, interruptible
 from utils.wording import printable
 
 OK = 0
@@ -40,13 +41,29 @@ def first_line(error: Exception) -> str:
 def run_main(main: Callable[[], int | None]) -> None:
     """Run an entry point: a ``UserError`` is printed without a traceback and becomes the process's exit code.
 
-    An interrupt (Ctrl-C) ends with 130, as shells expect.
+    SIGINT, SIGTERM and SIGHUP end it with 130, 143 and 129, as shells expect, after a line.
     """
     try:
-        sys.exit(main() or OK)
+        with interruptible():
+            code = _run(main)
+            _flush()
+    except KeyboardInterrupt as interrupt:
+        print(interrupt if isinstance(interrupt, Interrupted) else "interrupted", file=sys.stderr)
+        code = getattr(interrupt, "code", ENDING["SIGINT"])
+        _flush()
+    sys.exit(code)
+
+
+def _run(main: Callable[[], int | None]) -> int:
+    try:
+        return main() or OK
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        return error.code
+
+
+def _flush() -> None:
+    """What is still held back is written now: from here on a signal ends the process at once."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream:
+            stream.flush()

@@ -43,7 +43,7 @@ def show_plan(
         title = f"epoch {epoch}, position {position}: {len(boxes)} boxes"
         Image.fromarray(_annotate(image, plan, index, title)).save(folder / name, quality=95, subsampling=0)
         plans.append({"picture": name, "epoch": epoch, "position": position} | _plan_to_plain(plan, index))
-    (folder / "plan.json").write_text(json.dumps(plans, indent=1) + "\n")
+    (folder / "plan.json").write_text(json.dumps(plans, indent=1) + "\n", encoding="utf-8")
 
 
 def describe_layer(plan: Plan) -> str:

@@ -98,7 +98,7 @@ def _check_data(what: str, metrics: Mapping, fingerprint: str, remedy: str) -> N
 
 
 def _read_metrics(folder: Path) -> dict:
-    return json.loads((folder / "metrics.json").read_text())
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
 def read_runs(plan: Plan, seeds: Sequence[int], truth: dict) -> dict[str, Measured]:
@@ -112,7 +112,7 @@ def read_runs(plan: Plan, seeds: Sequence[int], truth: dict) -> dict[str, Measur
 def measure(run: Run, truth: dict, weights: np.ndarray) -> Measured:
     """Read a run's predictions and match them to the truth."""
     metrics, environment = _read_metrics(run.measured), _read_metrics(run.folder).get("environment", {})
-    found = json.loads((run.measured / "predictions.json").read_text())
+    found = json.loads((run.measured / "predictions.json").read_text(encoding="utf-8"))
     rows = [[d["image_id"], *d["bbox"], d["score"], d["category_id"]] for d in found]
     rows = np.array(rows, np.float64).reshape(-1, 7)
     matches = match_detections(truth, rows, metrics["protocol"]["evaluator"])
@@ -187,7 +187,7 @@ def describe_run(run: Run, measured: Measured) -> dict:
 
 def read_curves(run: Run) -> dict[str, list[float | None]]:
     """The columns of results.csv; None where a cell is empty or not finite."""
-    with open(run.folder / "results.csv", newline="") as file:
+    with open(run.folder / "results.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     cells = {column: [row[column] or "nan" for row in rows] for column in (rows[0] if rows else ["epoch"])}
     return {

@@ -194,10 +194,10 @@ def check_start(plan: Plan, training_data: str) -> None:
     weights = f"{plan.weights} {_digest(plan.weights)}" if plan.weights else "from scratch"
     now = f"weights: {weights}\ntraining data: {training_data}\n"
     file = plan.folder / "runs" / "start.txt"
-    before = file.read_text() if file.is_file() else ""
+    before = file.read_text(encoding="utf-8") if file.is_file() else ""
     if not before:  # none, or cut off while it was written: nothing has been trained then
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(now)
+        file.write_text(now, encoding="utf-8")
     elif before != now:
         differing = [
             pair for pair in zip(before.splitlines(), now.splitlines(), strict=False) if len({*pair}) > 1

@@ -83,7 +83,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".lock", "w") as file:
+        with open(folder / ".lock", "w", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
     except BlockingIOError as error:
@@ -140,7 +140,7 @@ def is_measured(run: Run) -> bool:
     """Whether val.py has measured the weights that lie there now."""
     metrics = run.measured / "metrics.json"
     try:
-        protocol = json.loads(metrics.read_text())["protocol"]
+        protocol = json.loads(metrics.read_text(encoding="utf-8"))["protocol"]
         newer = metrics.stat().st_mtime_ns >= run.weights.stat().st_mtime_ns
         whole = (run.measured / "predictions.json").is_file()  # which val.py writes after it
     except (OSError, ValueError, KeyError):
@@ -205,12 +205,7 @@ def _open_log(run: Run) -> TextIO:
 
 @contextmanager
 def _ended_together(working: dict[int, Process]) -> Iterator[None]:
-    """On leaving, nothing of ours is at work any more; SIGTERM leaves as Ctrl-C does, with code 143."""
-
-    def leave(*_) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, leave)
+    """On leaving, nothing of ours is at work any more."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -218,7 +213,6 @@ def _ended_together(working: dict[int, Process]) -> Iterator[None]:
         raise
     finally:
         _end([process.popen for process in working.values()])
-        signal.signal(signal.SIGTERM, before)
 
 
 def _end(processes: Sequence[subprocess.Popen]) -> None:
@@ -247,7 +241,7 @@ def _show_failure(process: Process, code: int) -> str:
 
 def _show_progress(run: Run, done: int, total: int, *, seconds: float) -> str:
     """``[3/10] gfl-seed1: AP 0.412; 5 min, about 12 min left``."""
-    value = json.loads((run.measured / "metrics.json").read_text())["AP"]
+    value = json.loads((run.measured / "metrics.json").read_text(encoding="utf-8"))["AP"]
     rest = f", about {_show_time(seconds / done * (total - done))} left" if done < total else ""
     return f"[{done}/{total}] {run.name}: AP {value:.3f}; {_show_time(seconds)}{rest}"
 

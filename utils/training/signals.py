@@ -1,7 +1,7 @@
 """Ending a run from outside: the first signal asks for an orderly end, the second ends it at once."""
 
 import atexit
-import multiprocessing.util  # what it does at exit is registered before ours, so it is done after
+import multiprocessing.util  # noqa: F401, what it does at exit is registered before ours, so it is done after
 import os
 import signal
 import socket
@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from utils.command import SAME, end_children, tell
+
 INTERRUPTED, TERMINATED = 130, 143  # exit codes
-SAME = 1.0  # seconds in which further signals count as the first: torchrun and SLURM pass on what all got
 CODES = {"SIGINT": INTERRUPTED, "SIGTERM": TERMINATED, "SIGUSR1": TERMINATED}  # USR1: SLURM's early warning
 
 
@@ -68,7 +69,7 @@ class Stop:
             return
         self.code, self.name = CODES[name], name
         what = "ending" if self._raises else "finishing this step and saving; once more ends at once"
-        os.write(2, f"\n{name}: {what}\n".encode())
+        tell(f"\n{name}: {what}\n")
         if self._raises:
             raise SystemExit(self.code)
 
@@ -87,7 +88,7 @@ def _end_at_second(heard: socket.socket) -> None:
             first = first or time.monotonic()
             if time.monotonic() - first >= SAME:
                 name = signal.Signals(byte[0]).name
-                os.write(2, f"\n{name} again: ending at once\n".encode())
+                tell(f"\n{name} again: ending at once\n")
                 end_children()
                 os._exit(CODES[name])
 
@@ -124,16 +125,9 @@ def held() -> Iterator[None]:
             handlers[number](number, None)
 
 
-@atexit.register
-def end_children() -> None:
-    """End the processes that this one has started and that live no longer than it.
-
-    Without this at exit, multiprocessing would ask them by SIGTERM, which ``leave_to_parent`` ignores, and
-    wait: an error's traceback, for one, keeps a loader and its processes alive until then.
-    """
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+# Without this at exit, multiprocessing would ask the children by SIGTERM, which leave_to_parent ignores, and
+# wait: an error's traceback, for one, keeps a loader and its processes alive until then.
+atexit.register(end_children)
 
 
 def ending_signals() -> list[int]:

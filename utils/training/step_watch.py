@@ -89,7 +89,7 @@ class StepWatch:
         print(f"step {step} is skipped: its losses or gradients are not finite ({where}; {self._path})")
         temporary = self._path.with_name(f".{self._path.name}.part")
         try:
-            temporary.write_text(json.dumps({"skipped": entries[-MOST:]}, indent=1) + "\n")
+            temporary.write_text(json.dumps({"skipped": entries[-MOST:]}, indent=1) + "\n", encoding="utf-8")
             os.replace(temporary, self._path)
         except OSError as error:
             print(f"{self._path} cannot be written ({error.strerror})")
@@ -97,7 +97,7 @@ class StepWatch:
     def _read_entries(self) -> list[dict]:
         """Those of the report so far, also from before the run was resumed."""
         try:
-            return list(json.loads(self._path.read_text())["skipped"])
+            return list(json.loads(self._path.read_text(encoding="utf-8"))["skipped"])
         except (OSError, ValueError, KeyError, TypeError):
             return []
 

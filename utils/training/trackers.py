@@ -160,8 +160,8 @@ def _plain(value: object) -> int | float | str:
 def _kept_id(start: RunStart, package: str) -> str:
     """The id this run has with ``package``; '' if it has none yet."""
     path = start.folder / f"{package}_id.txt"
-    return path.read_text().strip() if start.continued and path.exists() else ""
+    return path.read_text(encoding="utf-8").strip() if start.continued and path.exists() else ""
 
 
 def _keep_id(start: RunStart, package: str, run_id: str) -> None:
-    (start.folder / f"{package}_id.txt").write_text(f"{run_id}\n")
+    (start.folder / f"{package}_id.txt").write_text(f"{run_id}\n", encoding="utf-8")
