@@ -9,6 +9,7 @@ import train
 from tests.resume import BATCHES, EPOCHS, FLAGS, compare_runs, go_on, read_weights, train_here
 from tests.resume import StopAt as Stop
 from utils.errors import DATA, NOT_SAVED, OK, OUR_FAULT, HalfDoneError, UserError
+from utils.training.checkpoint import save_checkpoint
 from utils.training.state import TrainState
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -78,12 +79,12 @@ def test_a_best_that_is_not_the_best_is_not_measured(flags, tmp_path, capsys, lo
     """An AP of 1 in the first epoch: no later one is better."""
     folder = train_here(*flags, "--project", tmp_path, stop=Stop((2, 0))).folder
     path = folder / "weights" / "best.pt"
-    torch.save(read_weights(folder) | {"best": {"AP": 1.0, "epoch": 1}}, folder / "weights" / "last.pt")
-    torch.save(read_weights(folder, "best.pt") | {"epoch": 1}, path)
+    save_checkpoint(folder / "weights" / "last.pt", read_weights(folder) | {"best": {"AP": 1.0, "epoch": 1}})
+    save_checkpoint(path, read_weights(folder, "best.pt") | {"epoch": 1})
     if loss == "gone":
         path.unlink()
     else:
-        torch.save(read_weights(folder, "best.pt") | {"epoch": 3}, path)
+        save_checkpoint(path, read_weights(folder, "best.pt") | {"epoch": 3})
     assert go_on(folder).code == NOT_SAVED
     assert "best.pt is not that of the best epoch" in capsys.readouterr().out
     assert not (folder / "metrics.json").exists()

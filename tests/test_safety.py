@@ -1,7 +1,7 @@
 """What strangers can send: class names, configurations, archives, YAML files.
 
 A hostile input must end in a message and have no effect: no file changes, none is written elsewhere, no
-process starts and no socket opens. Hostile weights stand in tests/utils/training/test_checkpoint.py; more
+process starts and no socket opens. Hostile weights stand in tests/utils/training/test_weights_file.py; more
 archives, answers of servers and `download` entries in tests/data/fetching.
 """
 

@@ -11,6 +11,7 @@ from scripts.show_assignment import main
 from utils.assigners.statistics import COLUMNS
 from utils.errors import run_main
 from utils.plots.draw import PALETTE
+from utils.training.checkpoint import save_checkpoint
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_with_weights_their_predictions_choose(show, shapes, trained, tmp_path):
     for key, weights in content["ema"].items():
         if key.startswith("head.") and weights.ndim == 4:  # four epochs have taught it too little to differ
             weights.normal_(generator=draw)
-    torch.save(content, tmp_path / "changed.pt")
+    save_checkpoint(tmp_path / "changed.pt", content)
     flags = ("--data", shapes, "--count", 1, "--exist-ok", "--weights")
     pixels = []
     for weights in (trained / "weights/best.pt", tmp_path / "changed.pt"):

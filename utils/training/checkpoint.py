@@ -1,4 +1,8 @@
-"""Checkpoints: tensors and plain values, finite, written whole or not at all, read without running code."""
+"""Checkpoints: tensors and plain values, finite, written whole or not at all, read without running code.
+
+Two forms of file: ``.pt`` for all of them, and ``.safetensors`` for the weights to give on. Both have a
+digest of all that they hold, which is compared before anything of it is used.
+"""
 
 import io
 import sys
@@ -11,9 +15,26 @@ from torch import Tensor
 
 from utils.errors import NON_FINITE, UserError
 from utils.training.atomic_file import discard, previous_generation, replace_file
-from utils.training.weights_file import PLAIN, REMEDY, UnreadableError, read_weights, show_key, walk
+from utils.training.digest import digest_of
+from utils.training.safetensors_file import (
+    SUFFIX,
+    looks_like_safetensors,
+    normalise_plain,
+    pack_safetensors,
+    read_safetensors,
+)
+from utils.training.weights_file import (
+    PLAIN,
+    REMEDY,
+    UnreadableError,
+    explained,
+    read_weights,
+    show_key,
+    walk,
+)
 
-SCHEMA = 2  # of the checkpoint's keys; raised when their meaning changes
+SCHEMA = 3  # of the checkpoint's keys; raised when their meaning changes
+WITHOUT_DIGEST = 2  # the one before, which is read too
 GOES_ON = {  # what a checkpoint holds beside the optimiser if a run can go on with it
     **dict.fromkeys(("epoch", "batch", "step", "micro_batch"), int),
     **dict.fromkeys(("model", "scaler", "optimizer", "best", "data", "origins", "versions"), dict),
@@ -24,17 +45,19 @@ GOES_ON = {  # what a checkpoint holds beside the optimiser if a run can go on w
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` (tensors, numbers, strings, lists, dicts); on any error the old file stays as it was.
 
+    The name of ``path`` decides the form; one that ends in ``.safetensors`` has the tensors of ``ema`` alone.
+
     An ``OSError`` names the file and the reason. A ``UserError`` (``NON_FINITE``) names the first tensor that
     is not finite; a ``TypeError`` the first value that could not be read back. A view is saved without the
     rest of the tensor it looks at.
     """
-    packed = _pack({"schema": SCHEMA, **content}, "")
+    packed = _pack({**content, "schema": SCHEMA}, "")
+    packed.pop("digest", None)  # of a content that was read: of another schema or form
     _check_finite(packed, path)
-    file = io.BytesIO()  # and not the file itself: torch turns its OSErrors into others
-    torch.save(packed, file)
+    data = _to_file(_on_cpu(packed), safe=path.suffix == SUFFIX)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, file.getbuffer(), is_whole=_is_whole)
+        replace_file(path, data, is_whole=_is_whole)
     except OSError as error:
         reason = f"{path} could not be written: {error.strerror or error}"
         raise (OSError(error.errno, reason) if error.errno else OSError(reason)) from error
@@ -76,11 +99,12 @@ def epoch_of(path: Path) -> int:
 
 def tidy(weights: Path) -> None:
     """Remove what killed saves left in the folder ``weights``; a previous generation that is needed stays."""
-    for part in weights.glob(".*.pt.part"):
-        discard(part)
-    for previous in weights.glob("*.previous.pt"):
-        if _is_whole(previous.with_name(previous.name.removesuffix(".previous.pt") + ".pt")):
-            discard(previous)
+    for suffix in (".pt", SUFFIX):
+        for part in weights.glob(f".*{suffix}.part"):
+            discard(part)
+        for previous in weights.glob(f"*.previous{suffix}"):
+            if _is_whole(previous.with_name(previous.name.removesuffix(f".previous{suffix}") + suffix)):
+                discard(previous)
 
 
 def find_latest(project: str | Path) -> Path:
@@ -136,23 +160,75 @@ def _check_finite(packed: dict[str, Any], path: Path) -> None:
                 )
 
 
+def _on_cpu(value: Any) -> Any:
+    """``value`` with its tensors in main memory: copied once, for the digest and for the file."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return type(value)(map(_on_cpu, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _to_file(packed: dict[str, Any], *, safe: bool) -> memoryview:
+    """The bytes of a file, digest included."""
+    if safe:
+        packed = normalise_plain(packed)
+        return pack_safetensors(packed | {"digest": digest_of(packed)})
+    file = io.BytesIO()  # and not the file itself: torch turns its OSErrors into others
+    torch.save(packed | {"digest": digest_of(packed)}, file)
+    return file.getbuffer()
+
+
 # reading
+
+
+def _read_content(path: Path) -> Any:
+    """What one file holds, by its first bytes; ending and form may differ."""
+    if not path.is_file():
+        raise UnreadableError(f"weights {path} not found (working directory {Path.cwd()})")
+    with explained(path), open(path, "rb") as file:
+        head = file.read(9)
+    safe = looks_like_safetensors(head) or (path.suffix == SUFFIX and head[:2] != b"PK")
+    return read_safetensors(path) if safe else read_weights(path)
+
+
+def _check_digest(content: dict[str, Any], path: Path) -> None:
+    """Refuse what is not to the bit what was written. Files of schema 2 have no digest."""
+    digest = content.get("digest")
+    if content["schema"] == WITHOUT_DIGEST:
+        sound = "digest" not in content  # else a digest would go unread because of one changed bit
+    else:
+        sound = isinstance(digest, str) and digest == digest_of(content)
+    if not sound:
+        raise UnreadableError(
+            f"{path} is damaged, or was changed: its content is not that of its digest. {REMEDY}"
+        )
+
+
+def _check_numbers(content: dict[str, Any], path: Path) -> None:
+    """Refuse inf and nan in tensors: none were written, and one would spread over every result."""
+    for where, value in walk(content):
+        if isinstance(value, Tensor) and (num_bad := int((~value.isfinite()).sum())):
+            bad = f"{num_bad} of {value.numel()} numbers of {where} are inf or nan"
+            raise UnreadableError(f"{path} is damaged: {bad}. {REMEDY}")
 
 
 def _read(path: Path, key: str) -> dict[str, Any]:
     """One file, without a second chance."""
-    content = read_weights(path)
+    content = _read_content(path)
     schema = content.get("schema", SCHEMA) if isinstance(content, dict) else SCHEMA
-    if type(schema) is not int or schema != SCHEMA:
+    if type(schema) is not int or schema not in (WITHOUT_DIGEST, SCHEMA):
         raise UserError(
-            f"{path} has schema {show_key(schema)[:20]}, this version reads schema {SCHEMA}: "
-            "use the version of ltrb that wrote it, or train anew"
+            f"{path} has schema {show_key(schema)[:20]}, this version reads schemas {WITHOUT_DIGEST} and "
+            f"{SCHEMA}: use the version of ltrb that wrote it, or train anew"
         )
     if not isinstance(content, dict) or not {"schema", "ema", "config", "names"} <= content.keys():
         keys = ", ".join(show_key(key)[:40] for key in content) if isinstance(content, dict) else ""
         raise UserError(
             f"{path} is no ltrb checkpoint (it holds: {keys[:120] or type(content).__name__}). {REMEDY}"
         )
+    _check_digest(content, path)
+    _check_numbers(content, path)
     if not _is_sound(content):
         raise UserError(
             f"{path} is damaged: its configuration, names or tensors are not of their types. {REMEDY}"

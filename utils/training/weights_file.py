@@ -2,15 +2,17 @@
 
 PyTorch's weights-only reader runs no code from a file, but it does not compare checksums, unpacks whatever a
 few kilobytes claim to hold, and hashes nested tuples for ever. So a file is read only if it is what
-``save_checkpoint`` writes: a zip that unpacks to no more than its size, sound by its CRC-32s, whose pickle
-makes tensors and plain values and nothing else. Memory and time stay within a small multiple of the file's
-size. Sizes in bytes.
+``save_checkpoint`` writes: a zip that unpacks to no more than its size, sound by its CRC-32s, every record of
+which is the same to Python's reader and to PyTorch's, whose pickle makes tensors and plain values and nothing
+else. Memory and time stay within a small multiple of the file's size. Sizes in bytes.
 """
 
 import os
 import pickletools
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +34,10 @@ _KNOWN = frozenset(
 _MAX_PROGRAM = (
     2**24
 )  # of the pickle; the largest model's has under 1 MiB, an object takes up to 64 x its opcode
+_FOLDER = (
+    0xFF  # of a record's attributes: MS-DOS's; PyTorch's reader looks at the bit of folders, ours at none
+)
+_FLAGS = 0x808  # a record may have: sizes that follow its data, a name in UTF-8; not encrypted, not patched
 _MAX_TUPLE = 1000  # values in a tuple and in the tuples inside it, repeated ones counted each time
 _MAX_NODES, _MAX_DEPTH = 1_000_000, 20  # of the content, repeated parts counted each time
 
@@ -42,31 +48,41 @@ class UnreadableError(UserError):
 
 def read_weights(path: Path) -> Any:
     """The content of a .pt file; an ``UnreadableError`` that says what is wrong and what to do."""
-    if not path.is_file():
-        raise UnreadableError(f"weights {path} not found (working directory {Path.cwd()})")
-    try:
+    with explained(path):
         with open(path, "rb") as file:
             _check_head(file)
-            _check_archive(file)
+            num_stored = _check_archive(file)
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
+        storages = {}
         for number, (where, value) in enumerate(walk(content)):
             _check_value(where, value, number)
+            if isinstance(value, torch.Tensor):
+                storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        if sum(storages.values()) != num_stored:
+            raise ForeignError("is damaged: its tensors are not those of its records")
+        return content
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Inside, whatever goes wrong with the file ``path`` is an ``UnreadableError``."""
+    try:
+        yield
     except OSError as error:
         raise UnreadableError(f"{path} cannot be read: {error.strerror or error}") from error
-    except _ForeignError as error:
+    except ForeignError as error:
         raise UnreadableError(f"{path} {error}. {REMEDY}") from error
-    except Exception as error:  # zipfile and torch raise many types for what they cannot read
+    except Exception as error:  # zipfile, torch, json raise many types for what they cannot read
         reason = f"{type(error).__name__}: {printable(str(error))[:80]}"
         raise UnreadableError(f"{path} is damaged ({reason}). {REMEDY}") from error
-    return content
 
 
 def walk(value: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Every value in nested dicts, lists and tuples with its dotted key, containers before what they hold."""
     yield where, value
     if depth > _MAX_DEPTH:
-        raise _ForeignError(f"is nested deeper than any checkpoint ({where[:80]}...)")
+        raise ForeignError(f"is nested deeper than any checkpoint ({where[:80]}...)")
     if isinstance(value, Mapping):
         items = ((show_key(key), item) for key, item in value.items())
     elif isinstance(value, (list, tuple)):
@@ -84,7 +100,7 @@ def show_key(key: Any) -> str:
     return str(key) if type(key) is int else type(key).__name__
 
 
-class _ForeignError(ValueError):
+class ForeignError(ValueError):
     """Why a file is not read; completes the sentence that begins with its path."""
 
 
@@ -92,15 +108,16 @@ def _check_head(file: BinaryIO) -> None:
     """Refuse what is no zip by its first letters: the older formats of PyTorch among it."""
     head = file.read(4)
     if not head:
-        raise _ForeignError("is empty: the file was cut off when it was copied or written")
+        raise ForeignError("is empty: the file was cut off when it was copied or written")
     if head[:2] == b"\x80\x02":
-        raise _ForeignError(f"cannot be read safely: {_pickled('in an old format')}")
+        raise ForeignError(f"cannot be read safely: {_pickled('in an old format')}")
     if head != b"PK\3\4":
-        raise _ForeignError("is not a PyTorch checkpoint")
+        raise ForeignError("is not a PyTorch checkpoint")
 
 
-def _check_archive(file: BinaryIO) -> None:
-    """Refuse a zip that is damaged, that unpacks to more than its size, or whose pickle makes other things.
+def _check_archive(file: BinaryIO) -> int:
+    """Refuse a zip that is damaged, that unpacks to more than its size, or whose pickle makes other things;
+    returns the size of the numbers that it holds.
 
     All sizes are those of the one directory that both ``zipfile`` and PyTorch's reader take: it ends the
     file, nothing stands before the first record, and there is one pickle in upper or lower case, which are
@@ -110,21 +127,45 @@ def _check_archive(file: BinaryIO) -> None:
     file.seek(-min(size, 98), os.SEEK_END)
     tail = file.read()
     if tail[-22:-18] != b"PK\5\6":
-        raise _ForeignError("is damaged: its end is missing, or something was added to it")
+        raise ForeignError("is damaged: its end is missing, or something was added to it")
     if tail[-42:-38] == b"PK\6\7" and int.from_bytes(tail[-34:-26], "little") != size - 98:
-        raise _ForeignError("is damaged: its directory is not where the file says")
+        raise ForeignError("is damaged: its directory is not where the file says")
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
         if sum(record.file_size for record in records) > size:
-            raise _ForeignError("cannot be read safely: its records claim more than the file holds")
+            raise ForeignError("cannot be read safely: its records claim more than the file holds")
         programs = [record for record in records if record.orig_filename.lower().endswith("/data.pkl")]
         if len(programs) != 1 or min(record.header_offset for record in records) != 0:
-            raise _ForeignError("is damaged: its records are not those of a PyTorch checkpoint")
+            raise ForeignError("is damaged: its records are not those of a PyTorch checkpoint")
+        for record in records:
+            _check_record(file, record)
+        if len({record.filename.lower() for record in records}) < len(records):
+            raise ForeignError("is damaged: two of its records have one name")
         if programs[0].file_size > _MAX_PROGRAM:
-            raise _ForeignError("cannot be read safely: it holds far more objects than any checkpoint")
+            raise ForeignError("cannot be read safely: it holds far more objects than any checkpoint")
         if (wrong := archive.testzip()) is not None:
-            raise _ForeignError(f"is damaged: its record {show_key(wrong)[:80]} differs from its checksum")
+            raise ForeignError(f"is damaged: its record {show_key(wrong)[:80]} differs from its checksum")
         _check_program(archive.read(programs[0]))
+    return sum(record.file_size for record in records if "/data/" in record.filename)
+
+
+def _check_record(file: BinaryIO, record: zipfile.ZipInfo) -> None:
+    """Refuse a record that is not plain bytes, the same by the directory and by the header before its data.
+
+    PyTorch's reader takes one marked as a folder for empty, and leaves the tensor's memory as it was.
+    """
+    name = show_key(record.orig_filename)[:80]
+    if record.external_attr & _FOLDER or record.orig_filename.endswith("/"):
+        raise ForeignError(f"is damaged: its record {name} is marked as a folder or special file")
+    if record.flag_bits & ~_FLAGS or record.compress_type or record.compress_size != record.file_size:
+        raise ForeignError(f"is damaged: its record {name} is marked as encrypted or compressed")
+    file.seek(record.header_offset)
+    flags, method, crc, *sizes, length = struct.unpack("<6xHH4x3IH2x", file.read(30))
+    own = record.orig_filename.encode("utf-8" if flags & 0x800 else "cp437")
+    late = flags & 8 and not any((crc, *sizes))  # PyTorch writes them after the data
+    same = late or (crc == record.CRC and set(sizes) <= {record.file_size, 2**32 - 1})
+    if (flags, method, length) != (record.flag_bits, 0, len(own)) or file.read(length) != own or not same:
+        raise ForeignError(f"is damaged: its directory and the header of its record {name} differ")
 
 
 def _check_program(program: bytes) -> None:
@@ -138,7 +179,7 @@ def _check_program(program: bytes) -> None:
     for code, value, _ in pickletools.genops(program):
         name = code.name
         if name == "GLOBAL" and value not in _KNOWN:
-            raise _ForeignError(f"cannot be read safely: {_pickled(show_key(value)[:80])}")
+            raise ForeignError(f"cannot be read safely: {_pickled(show_key(value)[:80])}")
         if name == "MARK":
             marks.append(len(stack))
         elif name.endswith("BINPUT"):
@@ -152,21 +193,21 @@ def _check_program(program: bytes) -> None:
             )
             visits = 1 + sum(stack[start:]) if name.startswith("TUPLE") else 1
             if visits > _MAX_TUPLE:
-                raise _ForeignError("cannot be read safely: it holds tuples far larger than any checkpoint's")
+                raise ForeignError("cannot be read safely: it holds tuples far larger than any checkpoint's")
             stack[start:] = [visits] * len(code.stack_after)
 
 
 def _check_value(where: str, value: Any, number: int) -> None:
     """Refuse the ``number``-th value of a content if no checkpoint holds its like."""
     if number > _MAX_NODES:
-        raise _ForeignError("cannot be read safely: it holds far more values than any checkpoint")
+        raise ForeignError("cannot be read safely: it holds far more values than any checkpoint")
     if isinstance(value, torch.Tensor):
-        if value.device.type != "cpu" or value.layout != torch.strided:
-            raise _ForeignError(f"is damaged: its tensor {where} is not a dense one")
+        if value.device.type != "cpu" or value.layout != torch.strided or value.requires_grad:
+            raise ForeignError(f"is damaged: its tensor {where} is not a dense one")
         if value.nbytes > value.untyped_storage().nbytes():
-            raise _ForeignError(f"cannot be read safely: its tensor {where} claims more than the file holds")
+            raise ForeignError(f"cannot be read safely: its tensor {where} claims more than the file holds")
     elif not isinstance(value, (dict, list, tuple)) and type(value) not in PLAIN:
-        raise _ForeignError(f"holds a {type(value).__name__} in {where}, not tensors and plain values only")
+        raise ForeignError(f"holds a {type(value).__name__} in {where}, not tensors and plain values only")
 
 
 def _pickled(what: str) -> str:
