@@ -23,6 +23,7 @@ from utils.environment import describe_session, find_versions, write_environment
 from utils.epoch import Epoch
 from utils.errors import UserError
 from utils.losses.anatomy import LossAnatomy
+from utils.metrics.coco import is_measurable
 from utils.probe import find_batch_size
 from utils.settings import find_resumed, resolve_training, resume_training
 from utils.step import TrainStep, settle_buckets
@@ -83,6 +84,11 @@ class Run:
         """(height, width) of the input, without multi-scale."""
         return self.data.train.dataset.planner.shape
 
+    @property
+    def measurable(self) -> bool:
+        """Whether the validation data, which is the same in all epochs, has boxes to measure by."""
+        return is_measurable(self.data.truth)
+
     def is_finished(self) -> bool:
         """Whether nothing is left to do; then it says so. A collective: rank 0 looks for metrics.json."""
         finished = self.state.is_over(self.cfg.train) and (self.folder / "metrics.json").exists()
@@ -114,6 +120,7 @@ class Run:
             stopped=stopped,
             begun=self.begun,
             saved=not self.saver.failed,
+            measurable=self.measurable,
         )
 
     def to_plain(self) -> dict:

@@ -34,7 +34,14 @@ from utils.training.optimizer import frozen_norms
 from utils.training.reproducibility import make_deterministic
 from utils.training.run_folder import make_run_folder
 from utils.training.signals import Stop
-from val import describe_measurement, evaluate, format_metrics, save_val_pictures, write_metrics
+from val import (
+    describe_measurement,
+    evaluate,
+    format_metrics,
+    nothing_to_measure,
+    save_val_pictures,
+    write_metrics,
+)
 
 ASK_EVERY = 10  # steps of the optimiser between two questions to all ranks whether to save or to stop
 SAVE = 1  # their answer; a larger one is the exit code that a signal asks for
@@ -104,7 +111,8 @@ def train_epochs(run: Run, log: RunLog | None, *, last_only: bool) -> int:
     cfg, state = run.cfg, run.state
     while not state.is_over(cfg.train):
         code, metrics, epoch = train_epoch(run), {}, state.epoch + 1
-        if not code and (epoch == cfg.train.epochs or epoch % cfg.train.val_every == 0):
+        due = epoch == cfg.train.epochs or epoch % cfg.train.val_every == 0
+        if not code and due and run.measurable:
             code, metrics = validate(run)
         if code:
             return leave(run, code)
@@ -225,10 +233,8 @@ def validate(run: Run) -> tuple[int, dict]:
     if run.state.best["epoch"] < 0 or values["AP"] > run.state.best["AP"]:
         run.state.best = {"AP": values["AP"], "epoch": epoch}
     row = {f"metrics/{key}": values[key] for key in ("AP", "AP50", "AP75")}
-    return 0, row | {
-        "metrics/precision": found.metrics.precision,
-        "metrics/recall": found.metrics.recall,
-    }
+    row |= {"metrics/precision": found.metrics.precision, "metrics/recall": found.metrics.recall}
+    return 0, row
 
 
 def end_epoch(run: Run) -> tuple[dict, list[dict], dict]:
@@ -272,18 +278,26 @@ def leave(run: Run, code: int) -> int:
 
 
 def finish(run: Run, *, plots: bool) -> None:
-    """Measure best.pt as val.py does, draw the results, and say what to do next."""
-    cfg, data, best = run.cfg, run.data, run.folder / "weights" / "best.pt"
-    if run.saver.lacks("best.pt"):
-        print(
-            f"{best} is not that of the best epoch, which could not be written: not measured\n{run.summary()}"
-        )
+    """Measure the weights as val.py does, draw the results, and say what to do next.
+
+    The weights are best.pt, or last.pt where no epoch could be measured.
+    """
+    cfg, data = run.cfg, run.data
+    name = "best.pt" if run.state.best["epoch"] > 0 else "last.pt"
+    weights = run.folder / "weights" / name
+    if run.saver.lacks(name):
+        print(f"{weights} is not the one it should be, which could not be written: not measured")
+        print(run.summary())
         return
     with run.stop.at_once(), distributed.alone():
-        detector = load_detector(best, str(run.device))
+        detector = load_detector(weights, str(run.device))
         result = evaluate(detector.model, data.val, data.truth, cfg=cfg.val, device=run.device)
-        print(f"\n{best}:\n{format_metrics(result.metrics, len(data.val.dataset.index.sizes))}")
-        measurement = describe_measurement(data.val.dataset.index, data.spec, cfg, weights=best)
+        print(f"\n{weights}:\n{format_metrics(result.metrics, len(data.val.dataset.index.sizes))}")
+        if not run.measurable:
+            print(nothing_to_measure("val", data.spec.yaml))
+            if (stale := weights.with_name("best.pt")).exists():
+                print(f"warning: {stale} is left from earlier: no AP of this run has chosen it")
+        measurement = describe_measurement(data.val.dataset.index, data.spec, cfg, weights=weights)
         measurement["training"] = fingerprint(data.index, data.spec.names)
 
         def write() -> None:
@@ -295,7 +309,7 @@ def finish(run: Run, *, plots: bool) -> None:
         run.saver.attempt("metrics.json, pictures", write)
     print(
         f"\nresults: {run.folder}\n"
-        f"to detect:             python detect.py --weights {best} --source <pictures>\n"
+        f"to detect:             python detect.py --weights {weights} --source <pictures>\n"
         f"to train on your data: python train.py --data <your data.yaml> --cfg n --epochs 100\n"
         f"{run.summary()}"
     )

@@ -37,7 +37,14 @@ from utils.arguments import val_parser
 from utils.config import Config, ValConfig, config_to_plain
 from utils.environment import describe_environment
 from utils.errors import UserError, run_main
-from utils.metrics.coco import KEYS, RECALLS, Metrics, evaluate_detections, pack_detections
+from utils.metrics.coco import (
+    KEYS,
+    RECALLS,
+    Metrics,
+    evaluate_detections,
+    is_measurable,
+    pack_detections,
+)
 from utils.plots.curves import plot_pr_curves
 from utils.plots.grid import save_grid
 from utils.postprocess import postprocess
@@ -45,7 +52,7 @@ from utils.settings import VAL_SETTINGS, resolve_use
 from utils.training import distributed
 from utils.training.device import on_device, select_device
 from utils.training.run_folder import make_run_folder
-from utils.wording import show_class
+from utils.wording import figure, show_class
 
 
 class Evaluation(NamedTuple):
@@ -121,15 +128,20 @@ def save_val_pictures(folder: Path, model: Detector, loader: Loader, names, *, c
 
 
 def format_metrics(metrics: Metrics, num_pictures: int) -> str:
-    """The table of a validation: all classes, then each."""
+    """The table of a validation: all classes, then each; ``-`` where no box is there to measure by."""
     lines = [f"{'Class':>20}{'Images':>9}{'Boxes':>9}{'P':>9}{'R':>9}{'AP50':>9}{'AP75':>9}{'AP':>9}"]
     values, total = metrics.values, sum(row["boxes"] for row in metrics.per_class.values())
     first = (metrics.precision, metrics.recall, values["AP50"], values["AP75"], values["AP"])
-    lines.append(f"{'all':>20}{num_pictures:>9}{total:>9}" + "".join(f"{value:>9.3f}" for value in first))
+    lines.append(f"{'all':>20}{num_pictures:>9}{total:>9}" + "".join(f"{figure(x):>9}" for x in first))
     for name, row in metrics.per_class.items():
-        shown = f"{row['AP50']:>9.3f}{row['AP75']:>9.3f}{row['AP']:>9.3f}"
+        shown = "".join(f"{figure(row[key]):>9}" for key in ("AP50", "AP75", "AP"))
         lines.append(f"{show_class(name)[:19]:>20}{num_pictures:>9}{row['boxes']:>9}{'':>18}{shown}")
     return "\n".join(lines)
+
+
+def nothing_to_measure(split: str, data: Path) -> str:
+    """Said where AP is not a number, as ``is_measurable`` does not hold of the split."""
+    return f"warning: no box in {split} of {data} counts, so there is nothing to measure: AP is not a number"
 
 
 def describe_measurement(index: Index, spec: DataSpec, config: Config, *, weights: Path | str) -> dict:
@@ -150,7 +162,7 @@ def describe_measurement(index: Index, spec: DataSpec, config: Config, *, weight
 def write_metrics(folder: Path, evaluation: Evaluation, measurement: Mapping) -> None:
     """metrics.json: COCO's twelve figures, precision and recall, each class, the time of each stage.
 
-    ``measurement`` is ``describe_measurement``'s.
+    null stands where there is nothing to measure. ``measurement`` is ``describe_measurement``'s.
     """
     metrics = evaluation.metrics
     content = {key: metrics.values[key] for key in KEYS}
@@ -178,7 +190,8 @@ def write_predictions(folder: Path, rows: np.ndarray) -> Path:
 def write_json(path: Path, content: dict | list, *, indent: int | None = None) -> None:
     """Write a file whole or not at all: who finds it can read it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=indent, allow_nan=False)  # JSON has no nan
+    temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -234,6 +247,8 @@ def measure(args: Namespace) -> None:
     result = evaluate(detector.model, loader, truth, cfg=config.val, device=detector.device)
     if first_rank:
         show(result, len(index.sizes))
+        if not is_measurable(truth):
+            print(nothing_to_measure(args.task, spec.yaml))
         write_metrics(folder, result, describe_measurement(index, spec, config, weights=args.weights))
         if args.save_json:
             print(f"predictions: {write_predictions(folder, result.rows)}")
@@ -246,7 +261,7 @@ def measure(args: Namespace) -> None:
 def show(result: Evaluation, num_pictures: int) -> None:
     """Print the metrics and the time of each stage."""
     print(format_metrics(result.metrics, num_pictures))
-    print("  ".join(f"{key} {value:.4f}" for key, value in result.metrics.values.items()))
+    print("  ".join(f"{key} {figure(value, '.4f')}" for key, value in result.metrics.values.items()))
     stages = ", ".join(
         f"{stage} {1000 * result.seconds[stage]:.1f}" for stage in ("load", "forward", "postprocess")
     )

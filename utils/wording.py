@@ -1,9 +1,11 @@
 """Values in words, for messages that people read."""
 
 import json
+import math
 import unicodedata
 from collections.abc import Mapping
 
+NOTHING = "-"  # shown where there is no value
 SHOWN_NAME = 80  # characters of a class's name
 JOINERS = "\u200c\u200d"  # without width, but several scripts spell with them
 
@@ -27,6 +29,16 @@ def _spell(letter: str) -> str:
     kind = unicodedata.category(letter)
     steers = (kind[0] == "C" or kind in ("Zl", "Zp")) and letter not in JOINERS
     return letter.encode("unicode_escape").decode() if steers else letter
+
+
+def is_value(number: float | None) -> bool:
+    """Whether there is a finite number."""
+    return number is not None and math.isfinite(number)
+
+
+def figure(number: float | None, spec: str = ".3f") -> str:
+    """A number by a format specification, or ``-`` where there is none."""
+    return format(number, spec) if is_value(number) else NOTHING
 
 
 def show_value(value: object) -> str:

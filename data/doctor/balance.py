@@ -6,6 +6,7 @@ import numpy as np
 
 from data.doctor.bins import letterboxed_boxes, share
 from data.doctor.findings import Finding
+from data.formats.labels import LabelReport
 from data.index import Found
 
 SIDES = (2, 8, 32, 96)  # px at the input: limits of the shorter side
@@ -51,10 +52,32 @@ def check_classes(counts: Mapping[str, np.ndarray], names: Sequence[str]) -> lis
         text = f"classes without any box: {_name(unused, names)}"
         found.append(Finding("note", "class-unused", "", int(unused.sum()), text))
     unmeasured = (train > 0) & (counts["val"] == 0) if "val" in counts else np.zeros(len(train), bool)
-    if unmeasured.any():
+    if unmeasured.any() and counts["val"].any():  # else ``check_measurable`` says it
         text = f"classes without boxes in val (no AP of theirs): {_name(unmeasured, names)}"
         found.append(Finding("note", "class-not-in-val", "", int(unmeasured.sum()), text))
     return found + _check_evenness(train, names)
+
+
+def check_measurable(report: LabelReport, split: str) -> list[Finding]:
+    """A split in which no box counts measures nothing; ``report`` tells why."""
+    counted = report.num_boxes - report.num_ignored
+    if counted or split != "val":
+        return []
+    reasons = [
+        (report.num_ignored, "are ignored (crowd or difficult)"),
+        (report.num_unlisted, "are of classes that `names` leaves out"),
+        (report.num_skipped, "are faulty and left out"),
+        (report.num_empty, "have no width or no height"),
+    ]
+    known = [f"{count} boxes {reason}" for count, reason in reasons if count]
+    if report.num_missing:
+        known.append(f"{report.num_missing} of {report.num_pictures} pictures have no label file")
+    text = f"no box counts, so AP cannot be measured: {'; '.join(known) or 'the label files hold no box'}"
+    remedy = (
+        "label some pictures of val; without it training never stops early and writes no best.pt: last.pt "
+        "is what counts"
+    )
+    return [Finding("warning", "nothing-to-measure", split, 0, text, remedy)]
 
 
 def _check_evenness(train: np.ndarray, names: Sequence[str]) -> list[Finding]:

@@ -31,10 +31,10 @@ from utils.config_files import display_path
 from utils.errors import DATA, UserError
 from utils.metrics.coco import KEYS
 
-SCHEMA = 1  # of comparison.json
+SCHEMA = 2  # of comparison.json: from 2 on null where there is nothing to measure, before it -1
 NUM_RESAMPLES = 1000
 PICTURES_PER_LOSS, MOST_PICTURES = 4, 12
-NOTHING = -1.0  # COCO's value where there is nothing to measure
+OLD_NOTHING = -1  # in place of null, in the metrics.json of older runs
 
 
 class Measured(NamedTuple):
@@ -98,7 +98,11 @@ def _check_data(what: str, metrics: Mapping, fingerprint: str, remedy: str) -> N
 
 
 def _read_metrics(folder: Path) -> dict:
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    """metrics.json, with None where there was nothing to measure."""
+    content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    for part in (content, *content.get("per_class", {}).values()):
+        part.update({key: None for key in KEYS if part.get(key) == OLD_NOTHING})
+    return content
 
 
 def read_runs(plan: Plan, seeds: Sequence[int], truth: dict) -> dict[str, Measured]:
@@ -156,12 +160,12 @@ def describe_loss(group: Group, base: Group, measured: Sequence[Measured], *, se
     """The part "losses" of comparison.json for one of them."""
     runs = [describe_run(group.runs[seed], item) for seed, item in zip(seeds, measured, strict=True)]
     values = {key: [run["values"][key] for run in runs] for key in KEYS}
-    whole = {key for key, column in values.items() if NOTHING not in column}
+    whole = {key for key, column in values.items() if None not in column}
     return {
         "origin": display_path(group.path),
         "changes": differing_settings(base.config, group.config),
         "runs": runs,
-        "mean": {key: statistics.fmean(values[key]) if key in whole else NOTHING for key in KEYS},
+        "mean": {key: statistics.fmean(values[key]) if key in whole else None for key in KEYS},
         "sd": {
             key: statistics.stdev(values[key]) if key in whole and len(runs) > 1 else None for key in KEYS
         },
@@ -242,15 +246,18 @@ def _difference(runs: Sequence[Measured], base: Sequence[Measured], truth: dict,
     per_class = {}
     for number, category in enumerate(truth["categories"]):
         values = [[run.metrics["per_class"][category["name"]]["AP"] for run in some] for some in (runs, base)]
-        if NOTHING not in values[0] + values[1]:
+        if None not in values[0] + values[1]:
             resampled = [[run.by_class[:, number] for run in some] for some in (runs, base)]
             per_class[category["name"]] = _paired(values, resampled, design)
     return found | {"per_class": per_class}
 
 
 def _paired(values: list, resampled: list, design: dict) -> dict:
-    """``compare_paired`` of a loss and the baseline, each with its (S,) values and (S, B) resampled ones."""
-    return compare_paired(*np.array(values), *np.array(resampled), **design)._asdict()
+    """``compare_paired`` of a loss and the baseline, each with its (S,) values and (S, B) resampled ones.
+
+    A value that is None, as there was nothing to measure, is nan there.
+    """
+    return compare_paired(*np.array(values, np.float64), *np.array(resampled), **design)._asdict()
 
 
 def _judge(differences: Sequence[dict], num_seeds: int) -> None:

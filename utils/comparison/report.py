@@ -35,8 +35,9 @@ from utils.comparison.report_text import (
     swatch,
     verdicts,
 )
-from utils.comparison.tables import figure, is_value, ordered_losses
+from utils.comparison.tables import ordered_losses
 from utils.errors import UserError
+from utils.wording import figure, is_value
 
 PAGE = Path(__file__).parent / "page"
 FIRST_COLUMNS = ("metrics/AP", "metrics/AP50", "metrics/AP75")  # on top of the curves' drop-down

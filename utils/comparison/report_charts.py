@@ -8,15 +8,13 @@ import html
 from collections.abc import Sequence
 
 from utils.comparison.tables import (
-    NOTHING,
     difference_of,
-    figure,
     interval_figures,
     interval_text,
-    is_value,
     ordered_losses,
 )
 from utils.plots.curves import LINES
+from utils.wording import NOTHING, figure, is_value
 
 BLACK = "#222222"  # the baseline
 DASHES = ("solid", "dash", "dot")  # the second and third round through the colours

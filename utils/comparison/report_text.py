@@ -10,11 +10,8 @@ from utils.comparison.matching import MEASURES
 from utils.comparison.report_charts import loss_styles
 from utils.comparison.statistics import MIN_SEEDS
 from utils.comparison.tables import (
-    NOTHING,
     SHOWN,
     difference_of,
-    figure,
-    is_value,
     mean_and_sd,
     missing_line,
     ordered_losses,
@@ -22,6 +19,7 @@ from utils.comparison.tables import (
     verdict_line,
 )
 from utils.metrics.coco import KEYS
+from utils.wording import NOTHING, figure, is_value
 
 BADGES = {  # verdict -> style and text
     "better": ("better", "▲ better"),
@@ -223,7 +221,7 @@ def class_table(content: dict) -> str:
 
 def _mean_ap(runs: Sequence[dict], label: str) -> str:
     values = [run[label]["AP"] for run in runs if label in run and is_value(run[label]["AP"])]
-    return NOTHING if not values or -1 in values else figure(statistics.mean(values))
+    return figure(statistics.mean(values)) if values else NOTHING
 
 
 def run_table(content: dict) -> str:

@@ -22,6 +22,7 @@ import torch
 from utils.comparison.plan import Plan, Run
 from utils.config_files import ROOT
 from utils.errors import OUR_FAULT, UserError
+from utils.wording import figure
 
 TRAINING, MEASURING = "training", "measuring"
 PROMPT = "\n$ "  # before a command in a log
@@ -243,7 +244,7 @@ def _show_progress(run: Run, done: int, total: int, *, seconds: float) -> str:
     """``[3/10] gfl-seed1: AP 0.412; 5 min, about 12 min left``."""
     value = json.loads((run.measured / "metrics.json").read_text(encoding="utf-8"))["AP"]
     rest = f", about {_show_time(seconds / done * (total - done))} left" if done < total else ""
-    return f"[{done}/{total}] {run.name}: AP {value:.3f}; {_show_time(seconds)}{rest}"
+    return f"[{done}/{total}] {run.name}: AP {figure(value)}; {_show_time(seconds)}{rest}"
 
 
 def _show_time(seconds: float) -> str:

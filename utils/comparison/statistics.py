@@ -63,8 +63,8 @@ def compare_paired(
 
     ``values`` and ``base`` (S,) are the figures of the runs, seeds in the same order; ``resampled`` and
     ``resampled_base`` (S, B) the same figures on the same resamples of the ``num_pictures``. Resamples with
-    a nan, in which a class has lost its truths for instance, are left out. With a nan or COCO's -1 (nothing
-    to measure) among the values all fields are None; with one seed or one picture all but what these tell.
+    a nan, in which a class has lost its truths for instance, are left out. With a nan (nothing to measure)
+    among the values all fields are None; with one seed or one picture all but what these tell.
 
     ``smallest`` is that of a loss judged beside ``num_comparisons`` - 1 others that equal the baseline, where
     Holm's procedure asks most of it; all other fields are of this difference alone.
@@ -73,7 +73,7 @@ def compare_paired(
     there is no interval, and p is 1.
     """
     values, base = np.asarray(values, np.float64), np.asarray(base, np.float64)
-    if np.isnan([values, base]).any() or min(values.min(), base.min()) == -1:
+    if np.isnan([values, base]).any():
         return NOTHING
     differences = values - base
     mean, num_seeds = float(differences.mean()), len(differences)

@@ -4,14 +4,13 @@ AP, AP50 and AP75 are shares in [0, 1]; a difference is a loss's value minus the
 """
 
 import csv
-import math
 from pathlib import Path
 
 from utils.comparison.statistics import MIN_SEEDS
 from utils.metrics.coco import KEYS
+from utils.wording import NOTHING, figure, is_value
 
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-NOTHING = "-"  # shown where there is no value
 SHOWN_MISSING = 6  # runs named
 VERDICTS = {  # verdict -> its word where verdicts are counted
     "better": "better",
@@ -21,20 +20,10 @@ VERDICTS = {  # verdict -> its word where verdicts are counted
 }
 
 
-def is_value(number) -> bool:
-    """Whether there is a finite number."""
-    return number is not None and math.isfinite(number)
-
-
-def figure(number, spec: str = ".3f") -> str:
-    """A number by a format specification, or ``-`` where there is none."""
-    return format(number, spec) if is_value(number) else NOTHING
-
-
 def mean_and_sd(values: dict, key: str, plus_minus: str = "+-") -> str:
-    """``0.412 +- 0.006`` of a loss's "mean" and "sd" of ``key``; ``-`` for COCO's -1, no sd below 2 seeds."""
+    """``0.412 +- 0.006`` of a loss's "mean" and "sd" of ``key``; ``-`` for nothing, no sd below 2 seeds."""
     mean, sd = ((values.get(field) or {}).get(key) for field in ("mean", "sd"))
-    if not is_value(mean) or mean == -1:
+    if not is_value(mean):
         return NOTHING
     return f"{mean:.3f} {plus_minus} {sd:.3f}" if is_value(sd) else f"{mean:.3f}"
 

@@ -17,17 +17,22 @@ from utils.structures import Detections
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 RECALLS = np.linspace(0, 1, 101)  # where COCO reads the precision
-_NO_VALUE = -1.0  # COCO's value where there is nothing to measure, such as small boxes
+_NO_VALUE = -1.0  # COCO's where there is nothing to measure, such as small boxes: ours is None, no number
+_LARGEST = 1e10  # px^2; COCO counts no box of a larger area
 
 
 class Metrics(NamedTuple):
-    """``values`` by ``KEYS``; precision and recall at the confidence of the best mean F1, at IoU 0.5."""
+    """``values`` by ``KEYS``; precision and recall at the confidence of the best mean F1, at IoU 0.5.
 
-    values: dict[str, float]
-    precision: float
-    recall: float
-    confidence: float
-    per_class: dict[str, dict[str, float]]  # name -> AP, AP50, AP75, AR100, boxes
+    What no truth is there to measure by is None, where COCO writes -1: a mean, a chart or an early stop would
+    take -1 for a number.
+    """
+
+    values: dict[str, float | None]
+    precision: float | None
+    recall: float | None
+    confidence: float | None
+    per_class: dict[str, dict[str, float | None]]  # name -> AP, AP50, AP75, AR100, boxes
     curves: np.ndarray  # (C, 101) precision over RECALLS at IoU 0.5, nan for classes without truths
 
 
@@ -90,6 +95,11 @@ def with_ranks(truth: dict, detections: np.ndarray) -> tuple[dict, np.ndarray]:
     ]
     categories = [item | {"id": ranks["categories"][item["id"]]} for item in truth["categories"]]
     return truth | {"images": images, "annotations": annotations, "categories": categories}, rows
+
+
+def is_measurable(truth: dict) -> bool:
+    """Whether ``truth`` holds a box that COCO counts: none is a crowd's, or of an area beyond its range."""
+    return any(not box["iscrowd"] and box["area"] <= _LARGEST for box in truth["annotations"])
 
 
 def pack_detections(detections: Detections, picture_id: int, category_ids: Sequence[int]) -> np.ndarray:
@@ -171,7 +181,7 @@ def _run_pycocotools(truth: dict, detections: np.ndarray):
     return COCOeval(ground_truth, found, "bbox")
 
 
-def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
+def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | None]:
     """The twelve figures, by the selections of COCO's ``summarize``."""
     values = (
         *(_mean(precision[level, :, :, 0, 2]) for level in (slice(None), 0, 5)),
@@ -182,20 +192,21 @@ def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
     return dict(zip(KEYS, values, strict=True))
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: np.ndarray) -> float | None:
     measured = values[values > _NO_VALUE]
-    return float(np.mean(measured)) if measured.size else _NO_VALUE
+    return float(np.mean(measured)) if measured.size else None
 
 
-def _best_f1(precision: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]:
+def _best_f1(precision: np.ndarray, scores: np.ndarray) -> tuple[float | None, ...]:
     """Mean precision and recall over the classes at the confidence of best mean F1, and that confidence.
 
     ``precision`` and ``scores`` are (C, 101) over RECALLS: at confidence c a class reaches the last recall
-    whose score is at least c. So recall is exact to a hundredth, and precision is COCO's envelope.
+    whose score is at least c. So recall is exact to a hundredth, and precision is COCO's envelope. None where
+    no class has truths.
     """
     measured = ~np.isnan(precision[:, 0])
     if not measured.any():
-        return 0.0, 0.0, 0.0
+        return None, None, None
     grid = np.linspace(0.001, 0.999, 999)
     reached = [np.searchsorted(-row, -grid, side="right") - 1 for row in scores[measured]]
     recall = np.stack([np.where(last >= 0, RECALLS[last.clip(0)], 0) for last in reached])

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from utils.wording import figure
+
 WAITING = 0.3  # share of an epoch spent waiting for data from which on it is said
 RECENT = 5  # epochs whose median foretells the next ones
 HEADER = (
@@ -35,18 +37,21 @@ def table_header() -> str:
     return "".join(f"{name:>10}" for name in HEADER)
 
 
-def table_line(epoch: str, values: list[float], size: str, metrics: Sequence[float] = ()) -> str:
-    """One line of the table: quality, box, dfl, the gradient's norm, the input size, then P, R, AP50, AP."""
+def table_line(epoch: str, values: list[float], size: str, metrics: Sequence[float | None] = ()) -> str:
+    """One line of the table: quality, box, dfl, the gradient's norm, the input size, then P, R, AP50, AP.
+
+    ``-`` stands for metrics that are None: not measured, or nothing to measure them by.
+    """
     memory = f"{torch.cuda.max_memory_reserved() / 1e9:.3g}G" if torch.cuda.is_available() else "-"
     numbers = [f"{value:.4g}" for value in values] + [""] * (4 - len(values))
-    shown = [f"{value:.3f}" for value in metrics]
+    shown = [figure(value) for value in metrics]
     return "".join(f"{cell:>10}" for cell in (epoch, memory, *numbers, size, *shown))
 
 
 def epoch_line(row: Mapping[str, float], epochs: int, shape: tuple[int, int], *, left: float) -> str:
     """The table's line of a finished epoch, from its row of results.csv and the run's ``remaining`` time."""
     losses = [row[f"train/{name}"] for name in ("quality", "box", "dfl", "grad_norm")]
-    metrics = [row.get(f"metrics/{name}", math.nan) for name in ("precision", "recall", "AP50", "AP")]
+    metrics = [row.get(f"metrics/{name}") for name in ("precision", "recall", "AP50", "AP")]
     size = str(shape[0]) if shape[0] == shape[1] else f"{shape[0]}x{shape[1]}"
     line = table_line(f"{row['epoch']}/{epochs}", losses, size, metrics)
     return f"{line}{row['seconds']:>10.1f}{duration(left):>10}"
@@ -120,12 +125,14 @@ def last_line(
     stopped: str = "",
     begun: int = 0,
     saved: bool = True,
+    measurable: bool = True,
 ) -> str:
     """One sentence at the end of a run: how it ended, after how long, the best AP, and where the results are.
 
     ``epoch`` of ``epochs`` are done, those after ``begun`` by this process in ``seconds``. ``best`` holds AP
     and epoch, the latter below 1 while nothing was validated. ``stopped`` is '' for a run that came to its
     end, "patience", or the name of a signal. ``saved``: whether all that was to be written is on the disk.
+    ``measurable``: whether the validation data has boxes to measure by.
     """
     here = f", {epoch - begun} of them now," if begun else ""
     ended = f"{epoch} of {epochs} epochs{here} in {duration(seconds)}"
@@ -133,6 +140,8 @@ def last_line(
         stopped, f"stopped by {stopped}"
     )
     found = f"best AP {best['AP']:.3f} in epoch {best['epoch']:.0f}" if best["epoch"] > 0 else "not validated"
+    if not measurable:
+        found = "no AP, as no box in val counts, and no best.pt: weights/last.pt is the one to use"
     line = f"{begins}: {ended}; {found}; results in {folder}"
     again = f"python train.py --resume {shlex.quote(str(folder))}"
     if not saved:

@@ -13,6 +13,8 @@ from utils.training.ema import EMA
 from utils.training.optimizer import build_optimizer
 from utils.training.snapshot import Snapshot, join_buffers
 
+NEVER = {"AP": -1.0, "epoch": -1}  # the best AP where none was measured: no epoch counts from it
+
 
 class Update(NamedTuple):
     """What became of a step of the optimiser, on the device."""
@@ -35,7 +37,7 @@ class TrainState:
     epoch: int = 0  # epochs done
     batch: int = 0  # batches done of the epoch that runs
     step: int = 0  # batches done in the run
-    best: dict[str, float] = field(default_factory=lambda: {"AP": -1.0, "epoch": -1})
+    best: dict[str, float] = field(default_factory=lambda: dict(NEVER))
 
     def update(self, *, lr: float, clip_norm: float, sound: Tensor | None = None) -> Update:
         """One step of the optimiser and the average, from the gradients at hand.
@@ -92,7 +94,10 @@ class TrainState:
             self.scaler.load_state_dict(content["scaler"])
         self.micro_batch = min(self.micro_batch, content["micro_batch"])
         self.epoch, self.batch, self.step = content["epoch"], content["batch"], content["step"]
-        self.best = dict(content["best"])
+        measured = (
+            content["best"]["AP"] >= 0
+        )  # older runs kept COCO's -1, for nothing to measure, as a best AP
+        self.best = dict(content["best"]) if measured else dict(NEVER)
 
 
 def start_state(

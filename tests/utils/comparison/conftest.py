@@ -27,8 +27,8 @@ def difference(mean: float, half: float, verdict: str | None, *, seeds: int = 5)
 
 def make_loss(number: int, shift: float, *, seeds, classes, epochs: int, memory) -> dict:
     rng = np.random.default_rng(number)
-    means = {key: 0.3 + 0.02 * i + shift for i, key in enumerate(KEYS)} | {"APl": -1.0, "ARl": -1.0}
-    rows = [{k: v if v == -1 else v + float(rng.normal(0, 0.006)) for k, v in means.items()} for _ in seeds]
+    means = {key: 0.3 + 0.02 * i + shift for i, key in enumerate(KEYS)} | {"APl": None, "ARl": None}
+    rows = [{k: v if v is None else v + float(rng.normal(0, 0.006)) for k, v in means.items()} for _ in seeds]
     grown = 1 - np.exp(-np.arange(1, epochs + 1) / (0.25 * epochs))
     curves = [
         {
@@ -62,10 +62,12 @@ def make_loss(number: int, shift: float, *, seeds, classes, epochs: int, memory)
             }
             for i, (seed, row, curve) in enumerate(zip(seeds, rows, curves, strict=True))
         ],
-        "mean": {key: float(np.mean([row[key] for row in rows])) for key in KEYS},
+        "mean": {
+            key: None if means[key] is None else float(np.mean([row[key] for row in rows])) for key in KEYS
+        },
         "sd": {
             key: float(np.std([row[key] for row in rows], ddof=1))
-            if means[key] != -1 and len(seeds) > 1
+            if means[key] is not None and len(seeds) > 1
             else None
             for key in KEYS
         },
@@ -124,7 +126,7 @@ def make_content():
             "hardware": "2 cores",
         }
         return {
-            "schema": 1,
+            "schema": 2,
             "name": "made_up",
             "baseline": names[0],
             "seeds": seeds,

@@ -58,8 +58,8 @@ def make_rows(shift: float) -> np.ndarray:
     return np.array(boxes, float)
 
 
-def write_run(run, rows: np.ndarray, *, fingerprint: str = MARK) -> None:
-    """The files that train.py and val.py leave."""
+def write_run(run, rows: np.ndarray, *, fingerprint: str = MARK, nothing: float | None = None) -> None:
+    """The files that train.py and val.py leave; ``nothing`` stands where there is nothing to measure."""
     (run.folder / "weights").mkdir(parents=True)
     run.measured.mkdir(parents=True)
     run.weights.touch()
@@ -67,7 +67,8 @@ def write_run(run, rows: np.ndarray, *, fingerprint: str = MARK) -> None:
     (run.folder / "results.csv").write_text(CSV)
     found = evaluate_detections(make_truth(), rows)
     data = {"path": "d.yaml", "fingerprint": fingerprint, "num_pictures": N, "num_boxes": N}
-    content = {**found.values, "per_class": found.per_class, "data": data}
+    values = {key: nothing if value is None else value for key, value in found.values.items()}
+    content = {**values, "per_class": found.per_class, "data": data}
     content["protocol"] = PROTOCOL | {"weights": str(run.weights)}
     (run.measured / "metrics.json").write_text(json.dumps(content))
     predictions = [
@@ -87,7 +88,8 @@ def plan(tmp_path_factory) -> Plan:
     """Both losses with the seeds 0, 1, 2: base shifts by 9, 10, 11 px, good not at all."""
     plan = make_plan(tmp_path_factory.mktemp("out") / "pair")
     for run in plan.runs:
-        write_run(run, make_rows(0 if run.loss == "good" else 9 + run.seed))
+        old = {} if run.loss == "good" else {"nothing": -1.0}  # as it stood there before null did
+        write_run(run, make_rows(0 if run.loss == "good" else 9 + run.seed), **old)
     return plan
 
 
@@ -103,7 +105,7 @@ def content(plan, measured) -> dict:
 
 def test_head_and_runs(content):
     assert json.loads(json.dumps(content, allow_nan=False)) == content
-    assert content["schema"] == 1 and content["name"] == "pair" and content["baseline"] == "base"
+    assert content["schema"] == 2 and content["name"] == "pair" and content["baseline"] == "base"
     good = content["losses"]["good"]
     assert good["changes"] == {"loss.dfl": [0.25, 0.5]} and content["losses"]["base"]["changes"] == {}
     assert [run["seed"] for run in good["runs"]] == content["seeds"] == [0, 1, 2]
@@ -129,7 +131,7 @@ def test_mean_and_deviation(content):
     values = [run["values"]["AP"] for run in base["runs"]]
     assert base["mean"]["AP"] == pytest.approx(np.mean(values))
     assert base["sd"]["AP"] == pytest.approx(np.std(values, ddof=1))
-    assert base["mean"]["APs"] == -1 and base["sd"]["APs"] is None  # no box below 32 x 32 px
+    assert base["mean"]["APs"] is None and base["sd"]["APs"] is None  # no box below 32 x 32 px
 
 
 def test_differences(content):

@@ -1,6 +1,7 @@
 """The verdicts in words, the terminal's last screen, comparison.csv."""
 
 import csv
+import math
 
 import pytest
 
@@ -99,7 +100,7 @@ def test_no_digit_hides_a_sign_and_no_gap_breaks_a_line(difference, text):
 
 def test_mean_and_sd():
     values = {
-        "mean": {"AP": 0.41234, "APs": -1.0, "APm": 0.5, "APl": None},
+        "mean": {"AP": 0.41234, "APs": math.nan, "APm": 0.5, "APl": None},
         "sd": {"AP": 0.0061, "APm": None},
     }
     shown = [mean_and_sd(values, key) for key in ("AP", "APs", "APm", "APl", "AR1")]
@@ -141,5 +142,8 @@ def test_csv_holds_every_run_in_full_precision(make_content, tmp_path):
     ]
     runs = [run for loss in content["losses"].values() for run in loss["runs"]]
     for row, run in zip(rows, runs, strict=True):
-        assert dict(zip(KEYS, map(float, row[2:14]), strict=True)) == run["values"]
+        assert (
+            dict(zip(KEYS, [float(cell) if cell else None for cell in row[2:14]], strict=True))
+            == run["values"]
+        )
         assert float(row[14]) == run["seconds_per_step"] and row[15] == ""

@@ -17,6 +17,7 @@ from utils.metrics.coco import (
     RECALLS,
     Metrics,
     evaluate_detections,
+    is_measurable,
     make_ground_truth,
     pack_detections,
 )
@@ -105,8 +106,11 @@ def same_bits(first: Metrics, second: Metrics) -> bool:
     )
 
 
-def summarised(truth, rows, only=None) -> list[float]:
-    """The twelve figures of pycocotools' own ``summarize``, driven without our code, of one class or all."""
+def summarised(truth, rows, only=None) -> list[float | None]:
+    """The twelve figures of pycocotools' own ``summarize``, driven without our code, of one class or all.
+
+    None for its -1.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO()
         reference.dataset = truth
@@ -116,7 +120,7 @@ def summarised(truth, rows, only=None) -> list[float]:
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return evaluation.stats.tolist()
+    return [None if value == -1 else value for value in evaluation.stats.tolist()]
 
 
 SCENES = {
@@ -174,23 +178,28 @@ def test_no_detections(evaluator):
     truth = truth_of([[(10, 10, 60, 60)], [(20, 20, 40, 40)]], labels=[0, 1])
     metrics = evaluate_detections(truth, NOTHING, evaluator)
     assert metrics.values["AP"] == metrics.values["AR100"] == 0
-    assert metrics.values["APl"] == -1  # 50 x 50 is medium, 20 x 20 small, none is large
+    assert metrics.values["APl"] is None  # 50 x 50 is medium, 20 x 20 small, none is large
     assert (metrics.precision, metrics.recall) == (0, 0)
-    assert metrics.per_class["cat"] == {"AP": -1, "AP50": -1, "AP75": -1, "AR100": -1, "boxes": 0}
+    assert metrics.per_class["cat"] == dict.fromkeys(("AP", "AP50", "AP75", "AR100")) | {"boxes": 0}
     assert np.isnan(metrics.curves[2]).all() and not np.isnan(metrics.curves[:2]).any()
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)
-@pytest.mark.parametrize("crowd", [False, True])
-def test_no_truths(evaluator, crowd):
-    """Pictures without truths, or with crowds only: there is nothing to measure, -1 everywhere."""
-    truth = truth_of([[(10, 10, 60, 60)]] if crowd else [[], []], ignore=[True] if crowd else None)
+@pytest.mark.parametrize("kind", ["no truths", "crowds", "larger than COCO counts"])
+def test_no_truths(evaluator, kind):
+    """There is nothing to measure: no number, neither -1 nor 0."""
+    truth = {
+        "no truths": lambda: truth_of([[], []]),
+        "crowds": lambda: truth_of([[(10, 10, 60, 60)]], ignore=[True]),
+        "larger than COCO counts": lambda: truth_of([[(10, 10, 60, 60)]], areas=[1.1e10]),
+    }[kind]()
+    assert not is_measurable(truth)
     for rows in (NOTHING, detect(10, [[10.0, 10, 60, 60]], [0.9])):
         metrics = evaluate_detections(truth, rows, evaluator)
-        assert set(metrics.values.values()) == {-1}
-        assert metrics[1:4] == (0, 0, 0)
+        assert set(metrics.values.values()) == {None}
+        assert metrics[1:4] == (None, None, None)
         assert np.isnan(metrics.curves).all() and metrics.curves.shape == (3, 101)
-        assert all(row["boxes"] == 0 and row["AP"] == -1 for row in metrics.per_class.values())
+        assert all(row["AP"] is None for row in metrics.per_class.values())
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)
@@ -209,7 +218,7 @@ def test_classes_without_truth_do_not_count(evaluator):
     rows = detect(10, [[10.0, 10, 60, 60], [10, 10, 60, 60]], [0.5, 0.9], [0, 1])
     metrics = evaluate_detections(truth, rows, evaluator)
     assert metrics.values["AP"] == pytest.approx(1)
-    assert [row["AP"] for row in metrics.per_class.values()] == pytest.approx([1, -1, -1])
+    assert [row["AP"] for row in metrics.per_class.values()] == [pytest.approx(1), None, None]
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)
@@ -230,6 +239,7 @@ def test_perfect_detections(evaluator):
         xyxy = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in own)]
         rows.append(detect(image["id"], xyxy, [0.9] * len(own), [a["category_id"] - 1 for a in own]))
     metrics = evaluate_detections(truth, np.concatenate(rows), evaluator)
+    assert is_measurable(truth)
     measured = [metrics.values[key] for key in KEYS if not key.startswith("AR1") or key == "AR100"]
     assert measured == pytest.approx([1] * len(measured))
     assert (metrics.precision, metrics.recall) == pytest.approx((1, 1))
@@ -249,7 +259,7 @@ def test_category_ids_are_the_sources(evaluator):
     assert rows[:, 6].tolist() == [90, 90]
     metrics = evaluate_detections(truth, rows, evaluator)
     assert metrics.per_class["ant"] == {"AP": 0, "AP50": 0, "AP75": 0, "AR100": 0, "boxes": 1}
-    assert metrics.per_class["bee"] == {"AP": -1, "AP50": -1, "AP75": -1, "AR100": -1, "boxes": 0}
+    assert metrics.per_class["bee"] == dict.fromkeys(("AP", "AP50", "AP75", "AR100")) | {"boxes": 0}
     # The false one comes first: precision 1/2 at every recall.
     assert metrics.per_class["cat"]["AP"] == pytest.approx(0.5) and metrics.per_class["cat"]["boxes"] == 1
     assert np.isnan(metrics.curves[1]).all() and metrics.curves[2] == pytest.approx(np.full(101, 0.5))
@@ -261,7 +271,7 @@ def test_category_ids_in_another_order_than_the_names(evaluator):
     truth = truth_of([[(10, 10, 60, 60), (100, 100, 150, 150)]], labels=[0, 1], ids=ids)
     rows = detect(10, [[10.0, 10, 60, 60]], [0.9], [0], ids=ids)
     per_class = evaluate_detections(truth, rows, evaluator).per_class
-    assert [row["AP"] for row in per_class.values()] == pytest.approx([1, 0, -1])
+    assert [row["AP"] for row in per_class.values()] == [pytest.approx(1), 0, None]
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)

@@ -57,9 +57,9 @@ def test_values_go_below_their_names():
     assert shown == dict(zip(names, values, strict=True))
 
 
-def test_an_epoch_without_validation_shows_nan():
+def test_an_epoch_without_validation_shows_no_figures():
     shown = cells(epoch_line(row(3), 30, (320, 416), left=math.nan))
-    assert [shown[name] for name in ("P", "R", "AP50", "AP")] == ["nan"] * 4
+    assert [shown[name] for name in ("P", "R", "AP50", "AP")] == ["-"] * 4
     assert shown["Size"] == "320x416" and shown["left"] == "-"
 
 
@@ -182,6 +182,16 @@ def test_the_last_line_of_a_run_that_stopped_early():
         "stopped early, as AP no longer rose: 37 of 100 epochs in 1:23:45; best AP 0.412 in"
     )
     assert "--resume" not in line
+
+
+def test_the_last_line_of_a_run_with_nothing_to_measure_names_last_pt():
+    never = {"AP": -1.0, "epoch": -1}
+    line = last_line(FOLDER, epoch=9, epochs=9, seconds=720, best=never, measurable=False)
+    assert (
+        "no AP, as no box in val counts, and no best.pt: weights/last.pt is the one to use; results in"
+        in line
+    )
+    assert "not validated" not in line and "-1" not in line
 
 
 def test_the_last_line_of_a_run_that_was_stopped_says_how_it_goes_on():

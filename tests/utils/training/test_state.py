@@ -218,6 +218,19 @@ def test_parts_never_grow_on_the_way(asked, saved, used):
     assert state.micro_batch == used
 
 
+@pytest.mark.parametrize(
+    ("saved", "restored"),
+    [
+        ({"AP": -1.0, "epoch": 1}, {"AP": -1.0, "epoch": -1}),  # older: COCO's -1 as the best
+        ({"AP": 0.0, "epoch": 3}, {"AP": 0.0, "epoch": 3}),  # a number
+    ],
+)
+def test_nothing_to_measure_is_no_best_ap(saved, restored):
+    state = make()
+    state.restore(make().to_plain() | {"best": saved})
+    assert state.best == restored
+
+
 # the end
 
 
