@@ -34,7 +34,7 @@ from utils.arguments import add_data_flags
 from utils.errors import DATA, USAGE, UserError, run_main
 
 NEVER_KEPT = {  # of the source's format
-    "yolo": "polygons (they are boxes now)",
+    "yolo": "polygons (they are boxes now), keypoints",
     "coco": "segmentations, keypoints, licences, info",
     "voc": "pose, truncated, parts, segmented",
 }

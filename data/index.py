@@ -35,7 +35,7 @@ COLUMNS = {
     "report": Column("int64", (len(LabelReport._fields),)),
     "problems": Column("uint8", ("bytes of problems",)),
 }
-VERSION = 1  # of what the label cache holds; goes up whenever reading labels gives something else
+VERSION = 2  # of what the label cache holds; goes up whenever reading labels gives something else
 
 
 class Index(NamedTuple):
@@ -162,6 +162,9 @@ def _read(spec: DataSpec, split: str, sources, *, single_cls: bool, policy: Poli
         num_duplicate=kept.num_duplicate,
         num_missing=raw.num_missing,
         num_unlisted=raw.num_unlisted,
+        num_polygons=raw.num_polygons,
+        num_four_points=raw.num_four_points,
+        num_keypoint_rows=raw.num_keypoint_rows,
     )
     return Found(index, report, problems, files.label_files)
 

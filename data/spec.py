@@ -1,8 +1,9 @@
 """The data-set YAML: where the pictures of each split lie, in which format, and the class names.
 
-The keys are YOLOv5's (``path``, ``train``, ``val``, ``test``, ``names``, ``nc``), and ``format``, ``images``,
-``annotations``, ``voc_offset`` for COCO and VOC. Other keys are read over. What stands under ``download`` is
-fetched only by ``data.prepare.prepare_data``, and never run.
+The keys are YOLOv5's (``path``, ``train``, ``val``, ``test``, ``names``, ``nc``), ``format``, ``images``,
+``annotations``, ``voc_offset`` for COCO and VOC, and ``task``, ``kpt_shape``, ``flip_idx`` for the rows of
+YOLO labels. Other keys are read over. What stands under ``download`` is fetched only by
+``data.prepare.prepare_data``, and never run.
 """
 
 import json
@@ -29,6 +30,7 @@ from data.formats.sources import (
     spec_error,
     split_sources,
 )
+from data.formats.task_keys import read_row_rule
 from data.formats.voc import collect_names
 from utils.config_files import read_yaml
 from utils.errors import DATA, NotFoundError, UserError
@@ -61,6 +63,8 @@ def load_data_spec(path: str | Path, *, single_cls: bool = False) -> DataSpec:
     folders = [_read_folders(yaml, key, content.get(key), splits) for key in ("images", "annotations")]
     spec = DataSpec(yaml, search[0], splits, ("object",), (0,), search, "yolo", *folders, offset, ())
     spec = spec._replace(format=_read_format(spec, content.get("format")))
+    if spec.format == "yolo":
+        spec = spec._replace(row_rule=read_row_rule(yaml, content))
     return spec if single_cls else _with_names(spec, content)
 
 

@@ -128,11 +128,15 @@ def _check_problems(found: Found, look: Inspection, split: str, policy: Policy) 
 def _check_report(report: LabelReport, split: str) -> list[Finding]:
     """What the reader mended, dropped or missed."""
     many = report.num_missing > report.num_pictures / 2
+    four = report.num_four_points == report.num_polygons
+    what = "4 points, polygons or rotated boxes" if four else "polygons"
     rows = [
         ("warning" if many else "note", "no-label-file", report.num_missing, MISSING),
         ("warning", "empty", report.num_empty, "boxes of no width or no height (dropped)"),
         ("warning", "duplicate-box", report.num_duplicate, "boxes that stand there twice (copies dropped)"),
         ("note", "clipped", report.num_clipped, "boxes that reach beyond their picture (cut at its edge)"),
+        ("note", "polygons", report.num_polygons, f"label rows of {what}, read as their upright bounds"),
+        ("note", "keypoints", report.num_keypoint_rows, "label rows whose keypoints are left out"),
     ]
     rows = [row for row in rows if row[2]]
     return [Finding(severity, code, split, count, f"{text}: {count}") for severity, code, count, text in rows]

@@ -13,7 +13,7 @@ from data.doctor.findings import Finding
 from data.formats.listing import SUFFIXES
 from data.formats.problems import Problem
 from data.formats.sources import DataSpec
-from data.formats.yolo import parse_labels
+from data.formats.yolo_rows import RowRule, box_of, parse_labels
 from data.index import Found, path_of
 
 FILES = 400  # label files of a split that are looked at, evenly spread
@@ -36,7 +36,8 @@ class Rows(NamedTuple):
 def find_hints(spec: DataSpec, founds: Mapping[str, Found]) -> list[Finding]:
     """All hints for the splits that were read."""
     hints = []
-    sample = {split: _sample_rows(found) for split, found in founds.items()} if spec.format == "yolo" else {}
+    yolo, rule = founds if spec.format == "yolo" else {}, spec.row_rule
+    sample = {split: _sample_rows(found, rule) for split, found in yolo.items()}
     for split, rows in sample.items():
         hints += _hint_corners(rows.values[:, 1:], split)
         if rows.with_bom:
@@ -148,7 +149,7 @@ def _list(folder: str) -> list[str]:
         return []
 
 
-def _sample_rows(found: Found) -> Rows:
+def _sample_rows(found: Found, rule: RowRule) -> Rows:
     """Rows of some of the label files, whatever their values."""
     step = max(1, len(found.label_files) // FILES)
     rows, files, with_bom = [], [], 0
@@ -158,7 +159,7 @@ def _sample_rows(found: Found) -> Rows:
                 data = file.read()
         except (OSError, ValueError):  # told by the reader, or a picture without labels
             continue
-        rows += parse_labels(data, path)[0]
+        rows += [box_of(row, rule) for row in parse_labels(data, path, rule).rows]
         files.append(path)
         with_bom += data.startswith(b"\xef\xbb\xbf")
     return Rows(np.array(rows, np.float64).reshape(-1, 5), tuple(files), with_bom)

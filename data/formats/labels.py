@@ -30,6 +30,9 @@ class RawLabels(NamedTuple):
     num_missing: int = 0  # pictures without a label file
     num_unlisted: int = 0  # boxes of classes that the YAML's names leave out
     keep_copies: bool = False  # whether equal boxes are all meant
+    num_polygons: int = 0  # rows of which the bounds of a polygon are taken
+    num_four_points: int = 0  # of these, polygons of four points, as rotated boxes are
+    num_keypoint_rows: int = 0  # rows of which the keypoints are left out
 
 
 class LabelReport(NamedTuple):
@@ -46,6 +49,9 @@ class LabelReport(NamedTuple):
     num_left_out: int = 0  # pictures left out, likewise
     num_missing: int = 0  # pictures without a label file
     num_unlisted: int = 0  # left out: boxes of classes that the YAML's names do not list
+    num_polygons: int = 0  # rows of which the bounds of a polygon were taken
+    num_four_points: int = 0  # of these, polygons of four points, as rotated boxes are
+    num_keypoint_rows: int = 0  # rows of which the keypoints were left out
 
 
 class KeptLabels(NamedTuple):
@@ -64,6 +70,7 @@ class KeptLabels(NamedTuple):
 
 def format_report(report: LabelReport) -> str:
     """One line for people; counts of what was mended or left out only where there are any."""
+    four = " of 4 points or of rotated boxes" * (report.num_four_points == report.num_polygons)
     parts = [
         f"{report.num_pictures} pictures ({report.num_background} background)",
         f"{report.num_boxes} boxes"
@@ -75,6 +82,8 @@ def format_report(report: LabelReport) -> str:
         f"{report.num_left_out} pictures left out" * (report.num_left_out > 0),
         f"{report.num_missing} pictures without a label file" * (report.num_missing > 0),
         f"{report.num_unlisted} boxes of classes that names leaves out" * (report.num_unlisted > 0),
+        f"{report.num_polygons} are the bounds of polygons{four}" * (report.num_polygons > 0),
+        f"keypoints of {report.num_keypoint_rows} left out" * (report.num_keypoint_rows > 0),
     ]
     return ", ".join(filter(None, parts))
 

@@ -87,7 +87,7 @@ def _read_yolo(
     spec: DataSpec, split: str, pictures: list[str], label_files: list[str], *, names
 ) -> SplitFiles:
     sizes, problems = read_sizes(pictures)
-    raw = yolo.read_labels(label_files, sizes, names)
+    raw = yolo.read_labels(label_files, sizes, names, spec.row_rule)
     return SplitFiles(pictures, picture_ids_of(pictures), label_files, sizes, raw, problems)
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from data.formats.coco import ROBOFLOW
 from data.formats.listing import SUFFIXES, find_listed, read_lines, read_list, walk_pictures
+from data.formats.yolo_rows import UNSAID, RowRule
 from utils.errors import DATA, NotFoundError, UserError
 from utils.wording import printable, show_class
 
@@ -32,6 +33,7 @@ class DataSpec(NamedTuple):
     annotations: dict[str, list[str]]  # split -> folders of its XML files, as written (VOC)
     voc_offset: int  # subtracted from xmin and ymin: 1 for files that count pixels from 1
     left_out: tuple[str, ...]  # categories that are no classes: no box has them, and others stand below them
+    row_rule: RowRule = UNSAID  # what the YAML says of label rows that are longer than a box (YOLO)
 
 
 def format_classes(spec: DataSpec) -> str:

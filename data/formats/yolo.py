@@ -1,11 +1,12 @@
 """YOLO label files: one text file a picture, one row a box, ``class cx cy w h`` as fractions of the picture.
 
-Polygon rows ``class x1 y1 x2 y2 x3 y3 ...`` become their bounding boxes. N pictures, T rows of a split.
+Longer rows become boxes as ``yolo_rows`` says. N pictures, T rows of a split.
 """
 
 import math
 import os
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -16,12 +17,13 @@ import numpy as np
 from data.files import open_regular
 from data.formats.labels import RawLabels
 from data.formats.problems import Problem
+from data.formats.row_tasks import LongRow, explain_pose, sample_rows
+from data.formats.yolo_rows import BOX_COLUMNS, UNSAID, ParsedRows, RowRule, box_of, parse_labels
+from utils.errors import DATA, UserError
 
 MAX_BYTES = 20_000_000  # 300 polygons of 4,000 points
 PIXELS = 2.0  # larger coordinates can only be pixels
-BOX_COLUMNS = 5
-MIN_POLYGON_COLUMNS = 7  # class and three points
-SHOWN_CHARACTERS = 40
+FOUR_POINTS = 9  # columns of a polygon of four points, as of a rotated box
 THREADS = 4  # they wait for the disk
 CHUNK = 256  # files a task
 
@@ -43,20 +45,31 @@ class _Files(NamedTuple):
     num_rows: list[int | None]  # a picture; None without a label file
     unreadable: list[bool]
     problems: list[Problem]
+    long_rows: list[LongRow]  # some of the rows longer than a box, as written
+    columns: list[int]  # of all of these
 
 
 def _no_files() -> _Files:
-    return _Files(array("d"), array("q"), [], [], [])
+    return _Files(array("d"), array("q"), [], [], [], [], [])
 
 
-def read_labels(files: list[str], sizes: np.ndarray, names: Sequence[str] | None) -> RawLabels:
-    """The label ``files`` of the pictures of ``sizes`` (N, 2); without ``names`` any class is taken for 0."""
+def read_labels(
+    files: list[str], sizes: np.ndarray, names: Sequence[str] | None, rule: RowRule = UNSAID
+) -> RawLabels:
+    """The label ``files`` of the pictures of ``sizes`` (N, 2); without ``names`` any class is taken for 0.
+
+    Raises ``UserError`` where the rows look like another task's and the YAML, ``rule``, does not say so.
+    """
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
     found = _no_files()
     with ThreadPoolExecutor(THREADS) as pool:
-        for part in pool.map(_read_chunk, chunks):
+        for part in pool.map(lambda chunk: _read_chunk(chunk, rule), chunks):
             for whole, piece in zip(found, part, strict=True):
                 whole.extend(piece)
+    columns = Counter(found.columns)
+    unsaid = not rule.pose_columns and not rule.polygons
+    if unsaid and (text := explain_pose(found.long_rows, columns)):
+        raise UserError(text, DATA)
     counts = np.array([count or 0 for count in found.num_rows], np.int64)
     values = np.array(found.values, np.float64).reshape(-1, BOX_COLUMNS)
     pictures, lines = np.repeat(np.arange(len(counts)), counts), np.array(found.lines, np.int64)
@@ -78,6 +91,9 @@ def read_labels(files: list[str], sizes: np.ndarray, names: Sequence[str] | None
         problems=found.problems,
         left_out=np.array(found.unreadable, bool),
         num_missing=sum(map(_is_missing, found.num_rows, found.unreadable)),
+        num_keypoint_rows=columns.total() if rule.pose_columns else 0,
+        num_polygons=0 if rule.pose_columns else columns.total(),
+        num_four_points=0 if rule.pose_columns else columns[FOUR_POINTS],
     )
 
 
@@ -104,68 +120,46 @@ def _label_folder_of(folder: str) -> str:
     return os.sep.join(parts)
 
 
-def _read_chunk(files: list[str]) -> _Files:
+def _read_chunk(files: list[str], rule: RowRule) -> _Files:
     found = _no_files()
     for path in files:
-        _read_file(path, found)
-    return found
+        _read_file(path, found, rule)
+    kept = sample_rows(found.long_rows, most=len(found.long_rows))
+    return found._replace(long_rows=kept)
 
 
-def _read_file(path: str, found: _Files) -> None:
-    rows, unreadable = None, False
+def _read_file(path: str, found: _Files, rule: RowRule) -> None:
+    parsed, unreadable = None, False
     try:
         with open_regular(path, most=MAX_BYTES) as file:
-            rows, lines, problems = parse_labels(file.read(), path)
+            parsed = parse_labels(file.read(), path, rule)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:  # ValueError: a pipe, or a NUL in the path
         unreadable = True
-        found.problems.append(
-            Problem(
-                path,
-                0,
-                f"cannot read this label file: {getattr(error, 'strerror', None) or error}",
-                "label file",
-            )
-        )
+        reason = getattr(error, "strerror", None) or error
+        found.problems.append(Problem(path, 0, f"cannot read this label file: {reason}", "label file"))
     else:
-        unreadable = any(not problem.line for problem in problems)
-        found.values.extend(chain.from_iterable(rows))
-        found.lines.extend(lines)
-        found.problems.extend(problems)
-    found.num_rows.append(None if rows is None else len(rows))
+        unreadable = any(not problem.line for problem in parsed.problems)
+        found.values.extend(chain.from_iterable(_box_rows(parsed, path, found, rule)))
+        found.lines.extend(parsed.lines)
+        found.problems.extend(parsed.problems)
+    found.num_rows.append(None if parsed is None else len(parsed.rows))
     found.unreadable.append(unreadable)
 
 
-def parse_labels(data: bytes, path: str) -> tuple[list[list[float]], list[int], list[Problem]]:
-    """Rows (class, cx, cy, w, h), values unchecked; their line numbers; the lines that are no rows."""
-    rows, lines, problems = [], [], []
-    if b"\0" in data:
-        return rows, lines, [Problem(path, 0, "binary data or UTF-16, not a plain text file", "label file")]
-    for line, text in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
-        tokens = text.split()
-        if not tokens:
-            continue
-        try:
-            row = [float(token) for token in tokens]
-        except ValueError:
-            row = None
-        if row is None or b"_" in text:  # float() takes 1_0 for 10
-            problems.append(Problem(path, line, *_explain_text(text, tokens)))
-            continue
-        if len(row) >= MIN_POLYGON_COLUMNS and len(row) % 2 == 1:
-            wrong = next((column for column, value in enumerate(row) if not math.isfinite(value)), None)
-            if wrong is not None:
-                text = f"column {wrong + 1} of this polygon is {row[wrong]}, not a finite number"
-                problems.append(Problem(path, line, text, "not finite"))
-                continue
-            row = _box_of_polygon(row)
-        if len(row) != BOX_COLUMNS:
-            problems.append(Problem(path, line, _explain_columns(len(row)), "columns"))
-            continue
-        rows.append(row)
-        lines.append(line)
-    return rows, lines, problems
+def _box_rows(parsed: ParsedRows, path: str, found: _Files, rule: RowRule) -> list[list[float]]:
+    """The rows as boxes; what longer ones looked like is noted in ``found``."""
+    long = [
+        LongRow(row, path, line)
+        for row, line in zip(parsed.rows, parsed.lines, strict=True)
+        if len(row) != BOX_COLUMNS
+    ]
+    if not long:
+        return parsed.rows
+    found.columns.extend(len(item.row) for item in long)
+    found.long_rows.extend(sample_rows(long))
+    return [box_of(row, rule) for row in parsed.rows]
 
 
 def find_faults(values: np.ndarray, num_classes: int | None) -> np.ndarray:
@@ -209,48 +203,6 @@ def _corners(values: np.ndarray) -> np.ndarray:
     """(T, 4) xyxy as fractions of the picture."""
     half = values[:, 3:] / 2
     return np.hstack([values[:, 1:3] - half, values[:, 1:3] + half])
-
-
-def _box_of_polygon(row: list[float]) -> list[float]:
-    x, y = row[1::2], row[2::2]
-    left, top, right, bottom = min(x), min(y), max(x), max(y)
-    return [row[0], (left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
-
-
-def _explain_text(text: bytes, tokens: list[bytes]) -> tuple[str, str]:
-    """The text and the kind of the problem."""
-    if b"," in text or b";" in text:
-        return (
-            f"{_show(text)} has commas or semicolons; YOLO labels need spaces and decimal points",
-            "separator",
-        )
-    wrong = next(index for index, token in enumerate(tokens) if not _is_number(token))
-    if wrong == 0:
-        hint = "not a whole number; labels hold the index of the class in names"
-        return f"class {_show(tokens[0])} is {hint}", "class"
-    return f"column {wrong + 1}, {_show(tokens[wrong])}, is not a number", "not a number"
-
-
-def _explain_columns(count: int) -> str:
-    text = (
-        f"{count} columns, not 5 (class cx cy w h) nor a polygon of 3 or more points (class x1 y1 x2 y2 ...)"
-    )
-    if count == BOX_COLUMNS + 1:
-        text += "; with a confidence as sixth column these are predictions, not labels"
-    return text
-
-
-def _is_number(token: bytes) -> bool:
-    try:
-        float(token)
-    except ValueError:
-        return False
-    return b"_" not in token
-
-
-def _show(token: bytes) -> str:
-    text = token.decode("utf-8", "backslashreplace").strip()
-    return repr(text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "...")
 
 
 def _number(value: float) -> str:
