@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class ConvBNAct(nn.Module):
@@ -14,7 +15,14 @@ class ConvBNAct(nn.Module):
         self.act = nn.SiLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
+        x = self.conv(x)
+        if self.training and self.norm.training and x.numel() == x.shape[1]:
+            # One value a channel, as one picture of 32 px has at stride 32, is no sample to take a mean and a
+            # variance of: it is normalised by the running ones, as in evaluation, and does not enter them.
+            norm = self.norm
+            statistics = (norm.running_mean, norm.running_var)
+            return self.act(functional.batch_norm(x, *statistics, norm.weight, norm.bias, eps=norm.eps))
+        return self.act(self.norm(x))
 
     def fuse(self) -> None:
         """Fold the normalisation's running statistics into the convolution, in float64; inference only."""

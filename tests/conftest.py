@@ -79,6 +79,14 @@ def shapes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def few_shapes(tmp_path_factory) -> Path:
+    """data.yaml of 4 training and 2 validation pictures of 64 px."""
+    root = tmp_path_factory.mktemp("few") / "shapes"
+    make_shapes(root, num_train=4, num_val=2, sides=(64, 64))
+    return root / "data.yaml"
+
+
+@pytest.fixture(scope="session")
 def tiny() -> list[str]:
     """Flags of a training of seconds."""
     return ["--cfg", "demo", "--imgsz", "96", "--batch-size", "8", "--workers", "0", "--set", "train.amp=off"]

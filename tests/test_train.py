@@ -49,6 +49,20 @@ def test_best_holds_all_that_inference_needs_and_no_code(trained):
     assert content["best"] == {"AP": float(best["metrics/AP"]), "epoch": int(best["epoch"])}
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--imgsz", 32, "--batch-size", 1),
+        ("--imgsz", 64, "--batch-size", 2, "--micro-batch", 1, "--multi-scale", 0.5),
+    ],
+)
+def test_single_pictures_of_32_px_are_trained(command, few_shapes, flags):
+    result = command(
+        "train", "--data", few_shapes, "--cfg", "demo", "--workers", 0, *flags, "--epochs", 1, "--noplots"
+    )
+    assert result.code == 0, result.err
+
+
 def test_last_screen_says_what_to_do_next(command, shapes, tiny):
     result = command("train", "--data", shapes, *tiny, "--epochs", 1, "--noplots")
     assert result.code == 0

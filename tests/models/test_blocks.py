@@ -5,6 +5,8 @@ import torch
 from torch.nn import functional
 
 from models.blocks import Bottleneck, ConvBNAct, CSPBlock, PyramidPool
+from models.detector import build_detector
+from utils.config import ModelConfig
 
 
 def randomise_norms(module, seed=0):
@@ -81,3 +83,27 @@ def test_pyramid_pool_sees_windows_of_5_9_and_13():
         expected = block.join(torch.cat([reduced, *windows], 1))
         assert torch.equal(block(x), expected)
         assert block(x).shape == x.shape
+
+
+def test_one_value_a_channel_is_normalised_by_the_running_statistics():
+    """As in evaluation, with a gradient, and without entering them; several values are as ever."""
+    block = ConvBNAct(3, 8, 3, stride=2)
+    randomise_norms(block)
+    before = [buffer.clone() for buffer in block.buffers()]
+    picture = torch.randn(1, 3, 1, 1)
+    trained = block(picture)
+    torch.testing.assert_close(trained, block.eval()(picture))
+    trained.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in block.parameters())
+    assert all(torch.equal(*pair) for pair in zip(before, block.buffers(), strict=True))
+    block.train()(torch.randn(2, 3, 1, 1))
+    assert not torch.equal(before[0], block.norm.running_mean)
+
+
+@pytest.mark.parametrize("levels", [(3, 4, 5), (2, 3, 4, 5), (3, 4, 5, 6)])
+def test_the_smallest_picture_trains_by_itself(levels):
+    side = max(32, 2 ** max(levels))
+    model = build_detector(ModelConfig(levels=levels), 2).train()
+    pred = model(torch.randn(1, 3, side, side))
+    (pred.cls_logits.sum() + pred.ltrb_logits.sum()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
