@@ -18,12 +18,14 @@ from data.formats.listing import SUFFIXES, read_list, walk_pictures
 from data.images import decode_image
 from data.letterbox import rounding_note
 from inference import LoadedDetector, load_detector
+from models.memory import check_use_memory
 from utils.arguments import detect_parser
 from utils.class_folders import name_folders
 from utils.errors import DATA, OK, UserError, run_main
 from utils.plots.draw import draw_boxes
 from utils.settings import DETECT_SETTINGS, resolve_use
 from utils.structures import Detections
+from utils.training.device import free_memory
 from utils.training.run_folder import make_run_folder
 from utils.wording import printable, show_class
 
@@ -34,7 +36,7 @@ def main() -> int:
     detector = load_detector(args.weights, args.device)
     detector.config = resolve_use(args, detector.config, DETECT_SETTINGS)
     check_classes(args.classes, detector.names)
-    check_line_thickness(args.line_thickness)
+    check_use_memory(detector.model, detector.config, detector.shape, pictures=1, free=free_memory)
     pictures = find_pictures(args.source)
     folder = make_run_folder(args.project, args.name, exist_ok=args.exist_ok)
     if note := rounding_note(detector.config.data.imgsz, detector.stride):
@@ -90,14 +92,10 @@ def check_classes(classes: list[int] | None, names: tuple[str, ...]) -> None:
     """Every number of ``--classes`` must be a class of the weights."""
     wrong = [number for number in classes or [] if not 0 <= number < len(names)]
     if wrong:
-        known = ", ".join(f"{number} {show_class(name)}" for number, name in enumerate(names))
-        raise UserError(f"--classes {' '.join(map(str, wrong))}: the weights know only {known}")
-
-
-def check_line_thickness(pixels: int | None) -> None:
-    """``--line-thickness`` is at least 1."""
-    if pixels is not None and pixels < 1:
-        raise UserError(f"--line-thickness {pixels}: it must be at least 1 px; use --nosave to draw nothing")
+        known = ", ".join(f"{number} {show_class(name)}" for number, name in enumerate(names[:100]))
+        more = f" and {len(names) - 100:,} more" if len(names) > 100 else ""
+        shown = " ".join(map(str, wrong))[:80]
+        raise UserError(f"--classes {shown}: the weights know only {known}{more}")
 
 
 def summarise(found: Detections, names: tuple[str, ...]) -> str:

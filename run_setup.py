@@ -17,6 +17,7 @@ from data.preview import draw_training_data
 from data.run_data import Data, check_same_data, describe_data, load_data
 from inference import load_detector
 from models.detector import build_detector, count_flops, count_parameters
+from models.memory import check_training_memory
 from utils.config import Config, Resolved, TrainConfig, config_to_plain
 from utils.config_text import dump_config, format_config
 from utils.environment import describe_session, find_versions, write_environment
@@ -31,7 +32,7 @@ from utils.training import distributed
 from utils.training.batch_size import default_batch_size, set_batch_size
 from utils.training.checkpoint import epoch_of, load_checkpoint, tidy
 from utils.training.console import last_line, remaining, table_header
-from utils.training.device import autocast_dtype
+from utils.training.device import autocast_dtype, free_memory
 from utils.training.optimizer import freeze
 from utils.training.reproducibility import seed_everything
 from utils.training.run_folder import make_run_folder
@@ -162,6 +163,7 @@ def read_data(
             changed = f"{name} was {then[name]} and is {now.get(name)}"
             print(f"{printable(changed)}: results may differ in their last bits")
     if auto and device.type == "cuda":
+        check_memory(settings.config, data, device)
         settings = set_batch_size(asked, fit_batch_size(settings.config, data, device))
         data = data.with_loaders(settings.config, device)
     if auto and distributed.rank() == 0:
@@ -193,6 +195,17 @@ def check_same_start(settings: Resolved, resumed: Resumed | None) -> None:
                 f"ranks 0 and {rank} do not begin alike:\n{lines}All machines need the same files; where "
                 "they share no disk, --resume needs a copy of the run's folder on each"
             )
+
+
+def check_memory(cfg: Config, data: Data, device: torch.device) -> None:
+    """Refuse what certainly does not fit. A collective; on each machine its first rank looks."""
+    shape, ranks = (
+        data.train.dataset.planner.shape,
+        (distributed.world_size(), distributed.local_world_size()),
+    )
+    distributed.on_each_node(
+        lambda: check_training_memory(cfg, len(data.spec.names), shape, device, ranks=ranks, free=free_memory)
+    )
 
 
 def fit_batch_size(cfg: Config, data: Data, device: torch.device) -> int:
@@ -227,6 +240,7 @@ def build_run(
 ) -> Run:
     """Everything a training works with, and its folder; where it goes on, in the state that it was in."""
     cfg = settings.config
+    check_memory(cfg, data, device)
     state = build_state(cfg, data, device, weights="" if resumed else args.weights)
     model = distributed.wrap(state.model, device, sync_bn=cfg.train.sync_bn)
     settle_buckets(model, state, data.train.dataset.planner.shape)

@@ -26,13 +26,14 @@ from data.dataset import unpad
 from data.formats.labels import format_report
 from data.formats.sources import DataSpec, format_classes, show_names
 from data.index import Index, fingerprint, load_split, path_of
-from data.letterbox import restore, rounding_note
+from data.letterbox import input_shape, restore, rounding_note
 from data.loader import Loader, make_val_loader
 from data.prepare import prepare_data
 from data.run_data import check_reachable, ground_truth_of
 from data.spec import check_there, load_data_spec, remembered
 from inference import load_detector
 from models.detector import Detector
+from models.memory import check_use_memory
 from utils.arguments import val_parser
 from utils.config import Config, ValConfig, config_to_plain
 from utils.environment import describe_environment
@@ -50,7 +51,7 @@ from utils.plots.grid import save_grid
 from utils.postprocess import postprocess
 from utils.settings import VAL_SETTINGS, resolve_use
 from utils.training import distributed
-from utils.training.device import on_device, select_device
+from utils.training.device import free_memory, on_device, select_device
 from utils.training.run_folder import make_run_folder
 from utils.wording import figure, show_class
 
@@ -219,6 +220,10 @@ def measure(args: Namespace) -> None:
         raise UserError("--download: name the data set with --data; what weights name is not fetched")
     detector = load_detector(args.weights, args.device)
     config = resolve_use(args, detector.config, VAL_SETTINGS)
+    shape = input_shape(config.data.imgsz, detector.stride)
+    distributed.on_each_node(
+        lambda: check_use_memory(detector.model, config, shape, pictures=config.val_batch, free=free_memory)
+    )
     given = args.data or config.data.path != detector.config.data.path
     source = "" if given else args.weights
 

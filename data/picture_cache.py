@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from data.cache import cache_folder, stat_files
@@ -27,8 +28,10 @@ from data.index import Index, path_of
 from data.letterbox import resize
 from data.pictures import DecodedPictures, fitted_sizes
 from utils.errors import UserError
+from utils.training.device import free_memory
 from utils.training.distributed import barrier, on_each_node
 
+CPU = torch.device("cpu")
 SHARED_MEMORY = Path("/dev/shm")
 VERSION = 2  # of the file's form, and of how its pixels are made
 HEADER = 4096  # bytes before the pixels: the stamp, the SHA-256 of the sums behind them, then zeros
@@ -137,7 +140,7 @@ def _pack_in_memory(jobs: list[_Job]) -> list[BinaryIO]:
     if not SHARED_MEMORY.is_dir():
         raise UserError(f"--cache ram needs {SHARED_MEMORY}, which is not there: use --cache disk")
     needed, remedy = sum(job.size for job in jobs), "use --cache disk, a smaller --imgsz or no cache"
-    _require(needed, free_memory(), "--cache ram", "memory", remedy=remedy)
+    _require(needed, free_memory(CPU), "--cache ram", "memory", remedy=remedy)
     free = shutil.disk_usage(SHARED_MEMORY).free
     _require(needed, free, "--cache ram", str(SHARED_MEMORY), remedy=remedy + " (docker: --shm-size)")
     files = [_open_nameless() for _ in jobs]
@@ -149,14 +152,6 @@ def _pack_in_memory(jobs: list[_Job]) -> list[BinaryIO]:
 def _open_nameless() -> BinaryIO:
     """A file in shared memory without a name: it goes with the last process that has it open or mapped."""
     return tempfile.TemporaryFile(dir=SHARED_MEMORY)
-
-
-def free_memory() -> int:
-    """Bytes that programs may still take without swapping, as the kernel sees it."""
-    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])
-    return 0
 
 
 # disk
@@ -292,7 +287,7 @@ def _run_threads(task: Callable[[int], int], items: range, total: int, name: str
         pool.shutdown(cancel_futures=True)
 
 
-def _require(needed: int, free: int, flag: str, what: str, *, remedy: str) -> None:
+def _require(needed: int, free: float, flag: str, what: str, *, remedy: str) -> None:
     """Refuse where ``needed`` bytes would leave less than a share of what is free."""
     spare = SPARE.get(what, SPARE["memory"])
     if needed > free * (1 - spare):

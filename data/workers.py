@@ -24,6 +24,7 @@ from utils.training.signals import held, leave_to_parent
 
 SHARED_MEMORY = Path("/dev/shm")
 MAX_WORKERS = 8
+EACH_CORE, SOME = 4, 16  # more than this many workers only take memory from one another
 GRACE = 1.0  # seconds between the first sign of a process's death and its exit code
 
 
@@ -36,6 +37,10 @@ def choose_workers(asked: int | None, units: int, *, unit_bytes: int, prefetch: 
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes on this machine
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = asked if asked is not None else max(0, min(MAX_WORKERS, cores // ranks - 1, units))
+    if wanted > (most := EACH_CORE * cores + SOME):
+        if rank() == 0:
+            print(f"workers: {most} instead of {wanted}: this machine has {cores} cores for them")
+        wanted = most
     if not wanted or not SHARED_MEMORY.is_dir():
         return wanted
     free = shutil.disk_usage(SHARED_MEMORY).free

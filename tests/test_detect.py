@@ -111,8 +111,8 @@ def test_input_size_of_a_loaded_detector(best, pictures):
         (["--max-det", -1], "val.max_det is -1"),
         (["--conf-thres", 25], "val.detect_conf is 25"),
         (["--iou-thres", -1], "val.detect_iou is -1"),
-        (["--line-thickness", 0], "at least 1 px"),
-        (["--line-thickness", -3], "at least 1 px"),
+        (["--line-thickness", 0], "no count from 1"),
+        (["--line-thickness", -3], "no count from 1"),
         (["--device", "0,1"], "give one device"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from utils.config import SECTIONS
 from utils.training.logger import TRACKERS
@@ -44,7 +44,7 @@ def _add_pictures(group: Flags) -> None:
     add("--cache", nargs="?", const="ram", choices=("none", "ram", "disk"), help=_about("data.cache"))
     add("--workers", type=int, metavar="N", help=_about("data.workers"))
     about = "only write N augmented pictures, with what was done to them"
-    add("--show-plan", type=_count, nargs="?", const=16, metavar="N", help=about)
+    add("--show-plan", type=count_up_to(10_000), nargs="?", const=16, metavar="N", help=about)
 
 
 def _add_model(group: Flags) -> None:
@@ -138,7 +138,12 @@ def detect_parser() -> argparse.ArgumentParser:
     add("--hide-labels", action="store_true", help="boxes without names")
     add("--hide-conf", action="store_true", help="names without scores")
     add("--show-sigma", action="store_true", help="draw one standard deviation of every box side")
-    add("--line-thickness", type=int, metavar="PX", help="of the boxes (default: from the picture's size)")
+    add(
+        "--line-thickness",
+        type=count_up_to(1000),
+        metavar="PX",
+        help="of the boxes (default: from the picture's size)",
+    )
     add_folder(parser, "runs/detect")
     add_set(parser)
     _add_replaced(parser, REPLACED_IN_DETECT)
@@ -206,10 +211,16 @@ def _int_or_name(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no count of at least 1")
-    return int(text)
+def count_up_to(most: int) -> Callable[[str], int]:
+    """A type of flag: 1 to ``most``. What a flag counts is done or held one by one."""
+
+    def read(text: str) -> int:
+        digits = text.isascii() and text.isdigit() and len(text) <= 20
+        if not digits or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} is no count from 1 to {most:,}")
+        return int(text)
+
+    return read
 
 
 class _Size(argparse.Action):

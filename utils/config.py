@@ -31,7 +31,11 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
-Side = Annotated[int, Field(ge=32, le=16384)]
+# Bounds above are far beyond use: they stand between a slip of the keyboard and a machine that freezes. What
+# this machine cannot hold is refused by `models.memory`.
+MANY = 10**9  # of what costs nothing to count
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+Side = Annotated[int, Field(ge=32, le=8192)]
 HeightWidth = Annotated[tuple[Side, Side], BeforeValidator(_list_to_tuple)]
 Levels = Annotated[tuple[int, ...], BeforeValidator(_list_to_tuple), AfterValidator(_check_levels)]
 
@@ -47,7 +51,7 @@ class ModelConfig(Section):
 
     depth: Positive = Field(0.33, le=8, description="factor of the block counts")
     width: Positive = Field(0.25, le=8, description="factor of the channel counts")
-    max_channels: int = Field(1024, ge=64, description="most channels of a stage, before width")
+    max_channels: int = Field(1024, ge=64, le=65_536, description="most channels of a stage, before width")
     backbone: Literal["csp"] = Field("csp", description="name of the backbone")
     reg_max: int = Field(
         15, ge=0, le=64, description="largest side a bin stands for, in strides; 0 = one plain value a side"
@@ -108,6 +112,7 @@ class AssignerConfig(Section):
     )
     top_k: Count = Field(
         13,
+        le=10_000,
         description="task_aligned: most points per truth; atss: candidates per level; "
         "simota: best IoUs, whose sum is the number of points",
     )
@@ -125,14 +130,18 @@ class DataConfig(Section):
         False, description="validation pads to a multiple of the stride instead of to a square"
     )
     single_cls: bool = Field(False, description="treat all classes as one")
-    workers: CountOrZero | None = Field(None, description="loader processes; null = chosen from the cores")
+    workers: CountOrZero | None = Field(
+        None, le=256, description="loader processes; null = chosen from the cores"
+    )
     label_errors: Literal["stop", "skip", "clip"] = Field(
         "stop", description="what faulty labels do: end the run, be left out, or (beyond the picture) be cut"
     )
     cache: Literal["none", "ram", "disk"] = Field(
         "none", description="keep the training pictures decoded, at training size"
     )
-    group: Count = Field(32, description="positions of the epoch's permutation that share mosaic partners")
+    group: Count = Field(
+        32, le=65_536, description="positions of the epoch's permutation that share mosaic partners"
+    )
 
 
 class AugmentConfig(Section):
@@ -162,15 +171,17 @@ class AugmentConfig(Section):
 class TrainConfig(Section):
     """Optimiser, schedule and the run."""
 
-    epochs: Count = Field(100, description="passes over the training pictures")
-    batch_size: Count | Literal["auto"] = Field(
+    epochs: Count = Field(100, le=10**6, description="passes over the training pictures")
+    batch_size: BatchSize | Literal["auto"] = Field(
         16, description="pictures per batch, over all ranks; auto = as many as the GPU's memory holds"
     )
-    micro_batch: Count | None = Field(
+    micro_batch: BatchSize | None = Field(
         None, description="most pictures of a rank in one forward pass; null = all of the batch"
     )
     nominal_batch: Count | None = Field(
-        None, description="pictures per optimiser step, gradients accumulate up to it; null = batch_size"
+        None,
+        le=10**7,
+        description="pictures per optimiser step, gradients accumulate up to it; null = batch_size",
     )
     optimizer: Literal["AdamW", "SGD"] = Field("AdamW", description="optimiser")
     lr: Positive = Field(2e-3, description="peak learning rate")
@@ -178,24 +189,34 @@ class TrainConfig(Section):
     schedule: Literal["cosine", "linear"] = Field("cosine", description="decay from lr to final_lr * lr")
     momentum: float = Field(0.937, ge=0, lt=1, description="momentum of SGD")
     weight_decay: NonNegative = Field(0.05, description="weight decay; none on 1-D tensors")
-    warmup_epochs: NonNegative = Field(3.0, description="warm-up in epochs; the longer of the two counts")
-    warmup_steps: CountOrZero = Field(500, description="warm-up in batches; the longer of the two counts")
+    warmup_epochs: NonNegative = Field(
+        3.0, le=10**6, description="warm-up in epochs; the longer of the two counts"
+    )
+    warmup_steps: CountOrZero = Field(
+        500, le=MANY, description="warm-up in batches; the longer of the two counts"
+    )
     warmup_share: Share = Field(0.1, description="the warm-up is at most this share of the run")
     clip_norm: Positive = Field(10.0, description="largest L2 norm of the gradient")
     ema_decay: float = Field(0.9998, ge=0, lt=1, description="largest decay of the weight average, per step")
     ema_share: Share = Field(0.05, description="mean age of the weight average, share of the run's steps")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of all randomness")
-    patience: CountOrZero = Field(100, description="epochs without progress before stopping; 0 = never stop")
-    freeze: CountOrZero | Literal["backbone", "neck"] = Field(
+    patience: CountOrZero = Field(
+        100, le=MANY, description="epochs without progress before stopping; 0 = never stop"
+    )
+    freeze: Annotated[int, Field(ge=0, le=1000)] | Literal["backbone", "neck"] = Field(
         0, description="parts that do not train: the first n blocks, or all up to the named part; 0 = none"
     )
     amp: Literal["auto", "off", "bf16", "fp16"] = Field("auto", description="mixed precision")
     sync_bn: bool = Field(False, description="batch normalisation over all GPUs")
-    val_every: Count = Field(1, description="epochs between validations")
-    anatomy_every: CountOrZero = Field(50, description="steps between two looks into the loss; 0 = none")
-    save_period: int = Field(-1, ge=-1, description="epochs between extra checkpoints; below 1 = none")
+    val_every: Count = Field(1, le=MANY, description="epochs between validations")
+    anatomy_every: CountOrZero = Field(
+        50, le=MANY, description="steps between two looks into the loss; 0 = none"
+    )
+    save_period: int = Field(
+        -1, ge=-1, le=MANY, description="epochs between extra checkpoints; below 1 = none"
+    )
     save_minutes: NonNegative = Field(
-        10.0, description="minutes between saves of last.pt inside an epoch; 0 = only at its end"
+        10.0, le=MANY, description="minutes between saves of last.pt inside an epoch; 0 = only at its end"
     )
     deterministic: bool = Field(False, description="the same bits again on the same GPU, at some cost")
 
@@ -210,8 +231,8 @@ class ValConfig(Section):
 
     conf: Share = Field(0.001, description="lowest score in validation")
     iou: Share = Field(0.65, description="IoU above which NMS drops a box in validation")
-    max_det: Count = Field(300, description="most detections per picture")
-    batch_size: Count | None = Field(
+    max_det: Count = Field(300, le=30_000, description="most detections per picture")
+    batch_size: BatchSize | None = Field(
         None, description="pictures per batch of a rank; null = train.batch_size, at most 32"
     )
     detect_conf: Share = Field(0.25, description="lowest score in detection")

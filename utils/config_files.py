@@ -20,6 +20,7 @@ from utils.yolov5_names import ABSENT, RENAMED
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 5_000_000
+SHOWN_SET = 100  # characters of a --set in errors
 FOLDERS = {"--cfg": "models", "--hyp": "recipes", "--loss": "losses"}
 SCOPES = {
     "--cfg": ("model",),
@@ -250,8 +251,9 @@ def _read_set(text: str) -> tuple[str, Entry]:
     key, equals, value = text.partition("=")
     if not equals or "." not in key:
         raise UserError(f"--set {text}: write it as --set section.key=value, such as --set train.epochs=10")
-    parsed, _ = parse_yaml(value, lambda line: f"--set {text}")
-    return key.strip(), Entry(parsed, "--set", f"--set {text}")
+    shown = f"--set {text}" if len(text) <= SHOWN_SET else f"--set {text[: SHOWN_SET - 3]}..."
+    parsed, _ = parse_yaml(value, lambda line: shown)
+    return key.strip(), Entry(parsed, "--set", shown)
 
 
 def _misplaced(key: str, option: str) -> bool:

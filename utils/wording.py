@@ -43,7 +43,10 @@ def figure(number: float | None, spec: str = ".3f") -> str:
 
 def show_value(value: object) -> str:
     """A value in one short line, spelled as YAML spells it."""
-    text = json.dumps(value, default=str)
+    try:
+        text = json.dumps(value, default=str)
+    except ValueError:  # a number of more digits than Python writes out
+        text = "a number of thousands of digits"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import data.picture_cache
@@ -17,8 +18,9 @@ from data.cache import cache_folder
 from data.images import decode_image
 from data.index import Index, path_of
 from data.letterbox import plan_letterbox, resize
-from data.picture_cache import HEADER, cache_pictures, free_memory
+from data.picture_cache import HEADER, cache_pictures
 from utils.errors import DATA, UserError
+from utils.training.device import free_memory
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (64, 96)
@@ -125,7 +127,7 @@ def test_memory_is_checked_first(index, monkeypatch, source):
     needed = 2 * (HEADER + 3 * sum(height * width for height, width in PIXELS) + 4 * len(PIXELS))
     for free, enough in ((needed / 0.8 + 10, True), (needed / 0.8 - 10, False)):
         room = {"memory": 10**12, "/dev/shm": 10**12} | {source: int(free)}
-        monkeypatch.setattr(data.picture_cache, "free_memory", lambda room=room: room["memory"])
+        monkeypatch.setattr(data.picture_cache, "free_memory", lambda _, room=room: room["memory"])
         monkeypatch.setattr(
             data.picture_cache.shutil,
             "disk_usage",
@@ -146,7 +148,7 @@ def test_without_shared_memory_the_disk_is_named(index, monkeypatch, tmp_path):
 
 @linux
 def test_free_memory_is_some():
-    assert 10**7 < free_memory() < 10**14
+    assert 10**7 < free_memory(torch.device("cpu")) < 10**14
 
 
 # disk

@@ -332,14 +332,14 @@ def test_keys_outside_their_files_scope(write, option, key, home):
         (
             "data.imgsz",
             [640],
-            "an integer >= 32, <= 16384, or a list of 2 values, each an integer >= 32, <= 16384",
+            "an integer >= 32, <= 8192, or a list of 2 values, each an integer >= 32, <= 8192",
         ),
         ("data.imgsz", 16, "an integer >= 32"),
         ("data.path", "", "a non-empty string"),
         ("data.rect", 1, "true or false"),
         ("train.amp", False, '"auto" or "off" or "bf16" or "fp16"'),
-        ("train.freeze", "head", 'an integer >= 0, or "backbone" or "neck"'),
-        ("val.batch_size", 0, "an integer >= 1, or null"),
+        ("train.freeze", "head", 'an integer >= 0, <= 1000, or "backbone" or "neck"'),
+        ("val.batch_size", 0, "an integer >= 1, <= 65536, or null"),
         ("train.epochs", {"a": [1]}, "an integer >= 1"),
     ],
 )

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from utils.arguments import count_up_to
+
 EXAMPLES = """
   python compare.py configs/compare/bins.yaml --data data.yaml
   python compare.py --losses gfl vfl mine.yaml --seeds 5 --data data.yaml --epochs 40
@@ -35,7 +37,9 @@ def compare_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how many (5 = seeds 0 to 4), or which, if several are given (default 5)",
     )
-    add("--jobs", type=int, metavar="N", help="trainings at a time (default: one a GPU, else 1)")
+    add(
+        "--jobs", type=count_up_to(1024), metavar="N", help="trainings at a time (default: one a GPU, else 1)"
+    )
     add(
         "--from",
         nargs="+",

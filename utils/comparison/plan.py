@@ -16,7 +16,7 @@ from utils.settings import FREE_ON_RESUME, resolve_training
 from utils.training.checkpoint import load_checkpoint
 from utils.wording import show_value
 
-NUM_SEEDS = 5
+NUM_SEEDS, MOST_SEEDS = 5, 1000
 FIRST_FLAGS = ("--patience=0",)  # the end must not be chosen on the pictures that measure; given flags win
 OWNED = {  # attribute of train.py's flags -> why a comparison does not take it
     "loss": "the losses to compare are named by --losses",
@@ -129,10 +129,12 @@ def make_run(folder: Path, loss: str, seed: int) -> Run:
 
 def read_seeds(given: int | Sequence[int] | None) -> list[int]:
     """A count (5: seeds 0 to 4), or the seeds themselves."""
+    if isinstance(given, int) and given > MOST_SEEDS:
+        raise UserError(f"--seeds {given}: that many trainings; give a count of at most {MOST_SEEDS:,}")
     seeds = list(range(given)) if isinstance(given, int) else list(given or range(NUM_SEEDS))
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
         shown = given if isinstance(given, int) else " ".join(map(str, seeds))
-        raise UserError(f"--seeds {shown}: give a count of at least 1, or different seeds of at least 0")
+        raise UserError(f"--seeds {shown}: give a count of at least 1, or different seeds of 0 to 2^32 - 1")
     return seeds
 
 

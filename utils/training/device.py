@@ -4,6 +4,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 
@@ -28,8 +29,9 @@ def select_device(asked: str, *, launch: str = "") -> torch.device:
     if name == "cpu" or (not name and not torch.cuda.is_available()):
         return torch.device("cpu")
     numbers = [part.strip() for part in name.split(",") if part.strip()]
-    if not all(number.isdigit() for number in numbers):
-        raise UserError(f"--device {asked}: expected cpu, a GPU's number such as 0, or several as 0,1")
+    # No machine has 10,000 GPUs, and int() refuses digits beyond 4,300.
+    if not all(number.isascii() and number.isdigit() and len(number) <= 4 for number in numbers):
+        raise UserError(f"--device {asked[:80]}: expected cpu, a GPU's number such as 0, or several as 0,1")
     if launched_by_torchrun():
         return _use(_gpu_of_rank(numbers, asked), asked)
     if len(numbers) > 1 and launch:
@@ -39,6 +41,37 @@ def select_device(asked: str, *, launch: str = "") -> torch.device:
     if len(numbers) > 1:
         raise UserError(f"--device {asked}: give one device, cpu or a GPU's number")
     return _use(int(numbers[0]) if numbers else 0, asked)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that this process may still take: of the CUDA ``device``, or of the machine without swapping.
+
+    A container's limit counts. Infinity where the system does not say.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return min(_available(), _container_room(Path("/sys/fs/cgroup")))
+
+
+def _available() -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux
+        return math.inf
+
+
+def _container_room(folder: Path) -> float:
+    """What a control group of version 2 leaves; files that it caches can be given up."""
+    try:
+        limit, used = (
+            (folder / f"memory.{name}").read_text(encoding="utf-8").strip() for name in ("max", "current")
+        )
+        lines = map(str.split, (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+        cached = next((int(count) for name, count in lines if name == "file"), 0)
+        return math.inf if limit == "max" else int(limit) - int(used) + cached
+    except (OSError, ValueError):  # no such group, or of version 1
+        return math.inf
 
 
 def peak_memory_gb() -> float:
