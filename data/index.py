@@ -15,7 +15,7 @@ import numpy as np
 
 from data.cache import Column, is_json_of, is_list_of, load_arrays, save_arrays, stat_files
 from data.formats.labels import LabelReport, clean_labels
-from data.formats.problems import Policy, Problem, check_problems
+from data.formats.problems import MISSING_PICTURE, Policy, Problem, check_problems
 from data.formats.readers import list_sources, read_files
 from data.formats.sources import DataSpec
 
@@ -180,7 +180,7 @@ def _without_unreadable(found: Found) -> tuple[Index, LabelReport]:
         offsets=index.offsets[ends],
         picture_ids=index.picture_ids[keep],
     )
-    files = {"picture", "label file", "size"}
+    files = {"picture", MISSING_PICTURE, "label file", "size"}
     report = found.report._replace(
         num_pictures=int(keep.sum()),
         num_background=int((counts[keep] == 0).sum()),

@@ -16,7 +16,14 @@ WIDTH = 110  # characters
 # kind of a ``Problem`` -> what, what to do
 KINDS = {
     "picture": ("pictures that cannot be read", "replace or delete these files"),
-    "label file": ("label files that cannot be read", "replace or delete these files"),
+    "missing picture": (
+        "pictures that are listed, but not there",
+        "put them where the list says, or take them out of the list",
+    ),
+    "label file": (
+        "label files that cannot be read",
+        "mend or replace these files; a picture whose label file is deleted counts as background",
+    ),
     "separator": (
         "label rows with commas or semicolons",
         "write `class cx cy w h` with spaces and decimal points",

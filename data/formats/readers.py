@@ -9,7 +9,7 @@ import numpy as np
 
 from data.formats import coco, voc, yolo
 from data.formats.labels import RawLabels
-from data.formats.problems import Problem
+from data.formats.problems import MISSING_PICTURE, Problem
 from data.formats.sources import DataSpec, coco_files, coco_folder, list_pictures, spec_error, xml_folders
 from data.images import read_size
 from utils.errors import DATA, UserError
@@ -79,7 +79,9 @@ def _read_sizes(pictures: list[str]) -> tuple[list[tuple[int, int]], list[Proble
             sizes.append(read_size(picture))
         except UserError as error:
             sizes.append((0, 0))
-            problems.append(Problem(picture, 0, str(error).removeprefix(f"{picture}: "), "picture"))
+            kind = "picture" if os.path.lexists(picture) else MISSING_PICTURE
+            text = str(error).removeprefix(f"{picture}: ") if kind == "picture" else "no such file"
+            problems.append(Problem(picture, 0, text, kind))
     return sizes, problems
 
 

@@ -16,7 +16,9 @@ import numpy as np
 
 from data.files import open_regular
 from data.formats.labels import RawLabels
-from data.formats.problems import Problem
+from data.formats.problems import Problem, dangling_link, show_problem
+from data.formats.xml_text import read_encoded
+from utils.errors import DATA, UserError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 DIFFICULT = {
@@ -27,6 +29,7 @@ DIFFICULT = {
 }
 MAX_BYTES = 5_000_000
 FOLDERS = ("Annotations", "annotations")  # in place of JPEGImages, or images
+SHOWN = 40  # characters of a name in an error
 DEPTH = 32  # of elements within elements
 
 
@@ -48,12 +51,15 @@ class _Reader:
     """Handlers of one expat run: text by its path of elements, with lines."""
 
     def __init__(self):
-        self.parser = expat.ParserCreate()
+        self.parser = expat.ParserCreate("utf-8")  # whatever is declared: read_encoded has seen to it
         self.parser.buffer_text = True
         self.parser.StartElementHandler = self._start
         self.parser.EndElementHandler = self._end
         self.parser.CharacterDataHandler = self._text
-        self.parser.StartDoctypeDeclHandler = self._doctype
+        # A DOCTYPE line is harmless. What it may declare is not: entities that grow a thousandfold, or that
+        # hold other files. Expat opens no file by itself, and reads over references to what it did not read.
+        self.parser.EntityDeclHandler = self._entity
+        self.parser.SkippedEntityHandler = self._entity
         self.path: list[str] = []
         self.text, self.line = "", 0
         self.found = VocFile([], {})
@@ -79,17 +85,15 @@ class _Reader:
     def _text(self, text: str) -> None:
         self.text += text
 
-    def _doctype(self, *_) -> None:
-        raise ValueError("a document type is declared; entities could hide anything, so it is not read")
+    def _entity(self, name: str, *_) -> None:
+        raise ValueError(f"the entity {name[:SHOWN]!r} is not read: write the text itself in its place")
 
 
 def parse_xml(data: bytes) -> VocFile:
     """The objects of one file. Raises ``ValueError`` or ``expat.ExpatError``, with a ``lineno``."""
-    reader = _Reader()
+    text, reader = read_encoded(data), _Reader()
     try:
-        reader.parser.Parse(data, True)
-    except LookupError as error:
-        raise ValueError(f"its declared encoding is unknown: {error}") from error
+        reader.parser.Parse(text, True)
     except ValueError as error:
         error.lineno = reader.parser.CurrentLineNumber
         raise
@@ -134,13 +138,21 @@ def read_labels(
 
 
 def collect_names(files: list[str]) -> tuple[str, ...]:
-    """The names of all objects, sorted: the classes of a data set that does not list them."""
-    found = set()
+    """The names of all objects, sorted: the classes of a data set that does not list them.
+
+    Raises ``UserError`` where no name is found because files cannot be read; other faults are told with the
+    labels.
+    """
+    found, problems = set(), []
     for path in files:
-        content, _ = _read_file(path)
+        content, problem = _read_file(path)
+        problems += [problem] if problem else []
         found.update(
             item.fields["name"][0] for item in (content.objects if content else ()) if "name" in item.fields
         )
+    if problems and not found - {""}:
+        count = f"{len(problems)} of {len(files)} XML files cannot be read, and no other names an object"
+        raise UserError(f"{count}:\n  {show_problem(problems[0])}", DATA)
     return tuple(sorted(found - {""}))
 
 
@@ -157,7 +169,7 @@ def _read_file(path: str) -> tuple[VocFile | None, Problem | None]:
         with open_regular(path, most=MAX_BYTES) as file:
             return parse_xml(file.read()), None
     except (FileNotFoundError, NotADirectoryError):
-        return None, None
+        return None, dangling_link(path)
     except OSError as error:
         return None, Problem(path, 0, f"cannot read this label file: {error.strerror}", "label file")
     except (expat.ExpatError, ValueError) as error:  # ValueError: also a pipe, a NUL in the path

@@ -16,7 +16,7 @@ import numpy as np
 
 from data.files import open_regular
 from data.formats.labels import RawLabels
-from data.formats.problems import Problem
+from data.formats.problems import Problem, dangling_link
 from data.formats.row_tasks import LongRow, explain_pose, sample_rows
 from data.formats.yolo_rows import BOX_COLUMNS, UNSAID, ParsedRows, RowRule, box_of, parse_labels
 from utils.errors import DATA, UserError
@@ -134,7 +134,9 @@ def _read_file(path: str, found: _Files, rule: RowRule) -> None:
         with open_regular(path, most=MAX_BYTES) as file:
             parsed = parse_labels(file.read(), path, rule)
     except (FileNotFoundError, NotADirectoryError):
-        pass
+        problem = dangling_link(path)
+        found.problems.extend([problem] if problem else [])
+        unreadable = problem is not None
     except (OSError, ValueError) as error:  # ValueError: a pipe, or a NUL in the path
         unreadable = True
         reason = getattr(error, "strerror", None) or error

