@@ -77,12 +77,14 @@ def read_finished(args, flags: list[str]) -> Plan:
     given += [f"--{name}" for name in ("losses", "seeds") if getattr(args, name)] + [args.yaml] * bool(
         args.yaml
     )
-    if refused := [name for name in given if name not in ("--device", "--data")]:
+    if refused := [name for name in given if name not in ("--device", "--data", "--data-root")]:
         raise UserError(
             f"{', '.join(refused)}: --from reports on finished runs and trains nothing; losses, seeds and "
-            "settings are the runs' own. It takes --baseline, --name, --project, --jobs, --device and --data"
+            "settings are the runs' own. It takes --baseline, --name, --project, --jobs, --device, --data "
+            "and --data-root"
         )
-    folder, where = Path(args.project) / (args.name or "exp"), {key: asked[key] for key in ("device", "data")}
+    folder = Path(args.project) / (args.name or "exp")
+    where = {key: asked[key] for key in ("device", "data", "data_root")}
     return plan_of_finished(args.finished, folder=folder, baseline=args.baseline, **where)
 
 
@@ -98,8 +100,8 @@ def load_pictures(plan: Plan, *, train: bool, source: str = "") -> Pictures:
     """
     config = plan.groups[plan.baseline].config
     with remembered(source):
-        prepare_data(config.data.path, download=plan.download)
-        spec = load_data_spec(config.data.path, single_cls=config.data.single_cls)
+        prepare_data(config.data.path, root=config.data.root, download=plan.download)
+        spec = load_data_spec(config.data.path, root=config.data.root, single_cls=config.data.single_cls)
         check_there(spec, ["val"] if source else ())
     if train:
         print(format_classes(spec))

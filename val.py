@@ -229,8 +229,8 @@ def measure(args: Namespace) -> None:
 
     def read() -> tuple[DataSpec, Index]:
         with remembered(source):
-            prepare_data(config.data.path, download=args.download)
-            spec = load_data_spec(config.data.path, single_cls=config.data.single_cls)
+            prepare_data(config.data.path, root=config.data.root, download=args.download)
+            spec = load_data_spec(config.data.path, root=config.data.root, single_cls=config.data.single_cls)
             check_there(spec, [args.task])
         check_names(detector.names, spec.names, weights=args.weights, data=spec.yaml)
         index, report = load_split(

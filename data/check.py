@@ -30,6 +30,7 @@ from utils.settings import given_settings
 
 SETTINGS = {
     "data": "data.path",
+    "data_root": "data.root",
     "imgsz": "data.imgsz",
     "label_errors": "data.label_errors",
     "single_cls": "data.single_cls",
@@ -59,8 +60,8 @@ def main() -> int:
     args = check_parser().parse_args()
     config = load_config(cfg=args.cfg, flags=given_settings(args, SETTINGS), sets=args.sets).config
     with redirect_stdout(sys.stderr):  # what is said on the way does not belong in the report
-        prepare_data(config.data.path, download=args.download)
-        spec = load_data_spec(config.data.path, single_cls=config.data.single_cls)
+        prepare_data(config.data.path, root=config.data.root, download=args.download)
+        spec = load_data_spec(config.data.path, root=config.data.root, single_cls=config.data.single_cls)
         splits = args.splits or [split for split in SPLITS if split in spec.splits]
         diagnosis = diagnose(spec, config, splits=splits, full=args.full)
     if not args.splits:

@@ -23,6 +23,7 @@ import yaml
 
 from data.conversion.parts import PICTURES, Part, check_files, check_place, plan_part
 from data.conversion.writers import spell_out, write_coco, write_voc, write_yolo
+from data.download import DATA_ROOT
 from data.formats.labels import LabelReport, format_report
 from data.formats.problems import Policy
 from data.formats.readers import picture_ids_of
@@ -253,8 +254,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_data_flags(parser)
     args = vars(parser.parse_args(argv))
-    prepare_data(args["data"], download=args.pop("download"))
-    spec = load_data_spec(args.pop("data"))
+    data, root = args.pop("data"), args.pop("data_root") or DATA_ROOT
+    prepare_data(data, root=root, download=args.pop("download"))
+    spec = load_data_spec(data, root=root)
     args["label_errors"] = args["label_errors"] or "stop"
     done = convert(spec, args.pop("to"), args.pop("out"), **args)
     for split, report in done.reports.items():

@@ -107,7 +107,7 @@ def read_split(
     """As ``load_split``, but faults are listed; from the user's cache where no file has changed."""
     sources = list_sources(spec, split)
     options = {"single_cls": single_cls, "clip": label_errors == "clip", "version": VERSION}
-    key = repr((spec._replace(search=()), split, options))
+    key = repr((spec._replace(search=(), folder=None, has_download=False), split, options))
     num_classes = 1 if single_cls else len(spec.names)
     entry = load_arrays(
         "labels",

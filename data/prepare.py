@@ -4,37 +4,39 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.fetching.download import fetch_all, read_downloads
+from data.download import DATA_ROOT, fetch_all
 from data.formats.sources import SPLITS, paths_tried
 from data.shapes import ensure_shapes
-from data.spec import find_data_yaml, find_search
+from data.spec import find_data_yaml, find_place
 from utils.config_files import read_yaml
 from utils.errors import DATA
 
 ENTRIES = (*SPLITS, "images", "annotations")
 
 
-def prepare_data(path: str | Path, *, download: bool) -> None:
+def prepare_data(path: str | Path, *, root: str | Path = DATA_ROOT, download: bool) -> None:
     """Draw the generated data set if ``path`` is its YAML; with ``download``, fetch what the YAML names.
 
-    Nothing is fetched where ``load_data_spec`` would find all that ``ENTRIES`` name. For one process, before
-    ``load_data_spec``.
+    ``root`` is the user's folder for data sets: it may come from a flag or a default, never from a file of
+    strangers. Nothing is fetched where ``load_data_spec`` would find all that ``ENTRIES`` name. For one
+    process, before ``load_data_spec``.
     """
     yaml = find_data_yaml(path)
     if download and yaml.is_dir():
         print(f"{yaml}: the folder has no data.yaml that would say from where: nothing to fetch")
     elif download:
-        _fetch_missing(yaml)
+        _fetch_missing(yaml, root)
     ensure_shapes(yaml)
 
 
-def _fetch_missing(yaml: Path) -> None:
+def _fetch_missing(yaml: Path, root: str | Path) -> None:
     content = read_yaml(yaml, code=DATA)
-    search = find_search(yaml, content.get("path"))
-    if _is_there(search, [content.get(key) for key in ENTRIES]):
+    place = find_place(yaml, content, root)
+    if place.state != "partial" and _is_there(place.search, [content.get(key) for key in ENTRIES]):
         print(f"{yaml}: the data is there already: nothing to fetch")
     else:
-        fetch_all(read_downloads(yaml, content.get("download")), search[0], where=yaml)
+        top = Path(content.get("path") or "").name  # the folder that its archives are packed in, often
+        fetch_all(place.downloads, place.folder, where=yaml, tops=(top,))
 
 
 def _is_there(search: Sequence[Path], value: object) -> bool:

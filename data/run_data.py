@@ -47,8 +47,8 @@ def load_data(cfg: Config, device: torch.device, *, download: bool, source: str 
 
     def read() -> tuple[DataSpec, list[Index]]:
         with remembered(source):
-            prepare_data(cfg.data.path, download=download)
-            spec = load_data_spec(cfg.data.path, **options)
+            prepare_data(cfg.data.path, root=cfg.data.root, download=download)
+            spec = load_data_spec(cfg.data.path, root=cfg.data.root, **options)
             check_there(spec, splits if source else ())  # else the doctor says it, with what else is wrong
         print(format_classes(spec))
         check_before_training(spec, cfg)

@@ -9,13 +9,15 @@ YOLO labels. Other keys are read over. What stands under ``download`` is fetched
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from data.cache import Column, is_json_of, is_list_of, load_arrays, save_arrays, stat_files
+from data.download import DATA_ROOT, Download, download_state, folder_of, read_downloads
 from data.formats.coco import read_categories
 from data.formats.layouts import FORMATS, guess_content, recognise_format
 from data.formats.readers import list_sources
@@ -41,10 +43,11 @@ SHOWN_REPEATED = 5
 COLUMNS = {"stats": Column("int64", ("files", 3)), "text": Column("uint8", ("bytes",))}  # of a cache entry
 
 
-def load_data_spec(path: str | Path, *, single_cls: bool = False) -> DataSpec:
+def load_data_spec(path: str | Path, *, root: str | Path = DATA_ROOT, single_cls: bool = False) -> DataSpec:
     """Read a data-set YAML; ``path`` may be a folder, with or without a data.yaml, or a name in our data/.
 
-    With ``single_cls`` there is one class, "object", whatever the file names.
+    ``root`` is the folder with a folder for each downloaded data set. With ``single_cls`` there is one class,
+    "object", whatever the file names.
     """
     yaml = find_data_yaml(path)
     content = guess_content(yaml) if yaml.is_dir() else read_yaml(yaml, code=DATA)
@@ -54,14 +57,20 @@ def load_data_spec(path: str | Path, *, single_cls: bool = False) -> DataSpec:
             f"none of the keys {', '.join(SPLITS)} is there; each names a folder, a list file or a JSON file"
         )
         raise spec_error(yaml, text)
-    search = find_search(yaml, content.get("path"))
+    place = find_place(yaml, content, root)
+    if place.state == "partial" and place.search[0] == place.folder:
+        raise spec_error(
+            yaml, f"{place.folder}: not all of it has arrived; the same command with --download goes on"
+        )
     offset = content.get("voc_offset", 0)
     if offset not in (0, 1) or isinstance(offset, bool):
         raise spec_error(
             yaml, f"voc_offset: {show(offset)} is neither 0 (coordinates as written) nor 1 (counted from 1)"
         )
     folders = [_read_folders(yaml, key, content.get(key), splits) for key in ("images", "annotations")]
+    search = place.search
     spec = DataSpec(yaml, search[0], splits, ("object",), (0,), search, "yolo", *folders, offset, ())
+    spec = spec._replace(folder=place.folder, has_download=bool(place.downloads))
     spec = spec._replace(format=_read_format(spec, content.get("format")))
     if spec.format == "yolo":
         spec = spec._replace(row_rule=read_row_rule(yaml, content))
@@ -110,18 +119,34 @@ def check_there(spec: DataSpec, splits: Iterable[str]) -> None:
         split_sources(spec, split)
 
 
-def find_search(yaml: Path, path) -> tuple[Path, ...]:
-    """Where entries are looked up: below the folder of ``path``, beside the YAML, in the working directory.
+class Place(NamedTuple):
+    """Where a data set lies, or will lie."""
 
-    The first is the data set's root. Where no folder ``path`` exists, both candidates: a later error names
-    them.
+    search: tuple[Path, ...]  # where entries are looked up; the first is the data set's root
+    folder: Path | None  # its own below the data-sets root; None without a YAML
+    downloads: tuple[Download, ...]
+    state: str  # of what a download left in ``folder``: see ``download_state``
+
+
+def find_place(yaml: Path, content: Mapping, root: str | Path) -> Place:
+    """Where a data set is looked up: in what was downloaded for this very YAML, below the folder of ``path``,
+    beside the YAML, in the working directory.
+
+    Where no folder ``path`` exists, the data set's own folder below ``root`` stands for it; where that does
+    not exist either, all candidates do: a later error names them.
     """
-    beside = yaml if yaml.is_dir() else yaml.parent
+    path, beside = content.get("path"), yaml if yaml.is_dir() else yaml.parent
     if not isinstance(path, str | None):
         raise spec_error(yaml, f"path: {show(path)} is not the name of a folder")
     tried = [join(base, path) for base in (beside, Path.cwd())] if path is not None else []
-    roots = [item for item in tried if os.path.isdir(item)][:1] or tried
-    return tuple(dict.fromkeys((*roots, beside, Path.cwd())))
+    roots = [item for item in tried if os.path.isdir(item)][:1]
+    if yaml.is_dir():
+        return Place(tuple(dict.fromkeys((*(roots or tried), beside, Path.cwd()))), None, (), "")
+    folder, downloads = folder_of(yaml, path, root), read_downloads(yaml, content.get("download"))
+    state = download_state(folder, downloads)
+    there = [folder] if os.path.isdir(folder) and state in ("", "complete") else []
+    roots = [*there, *roots] if state == "complete" else roots or (there if path is not None else []) or tried
+    return Place(tuple(dict.fromkeys((*roots, beside, Path.cwd(), *there))), folder, downloads, state)
 
 
 def _read_entries(yaml: Path, key: str, value) -> list[Path]:

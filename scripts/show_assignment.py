@@ -45,7 +45,12 @@ from utils.training.reproducibility import seed_everything
 from utils.training.run_folder import make_run_folder
 from val import check_names
 
-SETTINGS = {"data": "data.path", "imgsz": "data.imgsz", "label_errors": "data.label_errors"}
+SETTINGS = {
+    "data": "data.path",
+    "data_root": "data.root",
+    "imgsz": "data.imgsz",
+    "label_errors": "data.label_errors",
+}
 MARKERS = "osD^p"  # by level, finest first: circle, square, diamond, triangle, pentagon
 LARGEST, FILLED = 6.5, 0.55  # of the finest level's markers: points, share of a cell
 GROWTH = 0.35  # of the markers from level to level, share of the finest
@@ -93,8 +98,8 @@ def main() -> None:
     device = detector.device if detector else select_device(args.device)
     configs = {loss: resolve(args, loss, detector) for loss in args.loss}
     config = next(iter(configs.values()))
-    prepare_data(config.data.path, download=args.download)
-    spec = load_data_spec(config.data.path)
+    prepare_data(config.data.path, root=config.data.root, download=args.download)
+    spec = load_data_spec(config.data.path, root=config.data.root)
     if detector:
         check_names(detector.names, spec.names, weights=args.weights, data=spec.yaml)
     index, _ = load_split(spec, "val", label_errors=config.data.label_errors)

@@ -170,9 +170,11 @@ def add_folder(parser: Flags, project: str) -> None:
 
 
 def add_data_flags(parser: Flags) -> None:
-    """``--download`` and ``--label-errors``."""
+    """``--download``, ``--data-root`` and ``--label-errors``."""
     add = parser.add_argument
-    add("--download", action="store_true", help="first fetch what the data set's YAML names under download")
+    about = "first fetch what the data set's YAML names under download, into a new folder below --data-root"
+    add("--download", action="store_true", help=about)
+    add("--data-root", metavar="DIR", help=_about("data.root"))
     add("--label-errors", choices=("stop", "skip", "clip"), help=_about("data.label_errors"))
 
 

@@ -125,6 +125,9 @@ class DataConfig(Section):
     """What is read, and at which size."""
 
     path: str = Field("data/shapes.yaml", min_length=1, description="YAML file of the data set")
+    root: str = Field(
+        "datasets", min_length=1, description="folder that holds a folder for each downloaded data set"
+    )
     imgsz: Side | HeightWidth = Field(640, description="input size in px: one side, or [height, width]")
     rect: bool = Field(
         False, description="validation pads to a multiple of the stride instead of to a square"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.config import KEYS, Config, Resolved, config_to_plain
+from utils.config import KEYS, Config, DataConfig, Resolved, config_to_plain
 from utils.config_files import SCOPES, config_from_plain, load_config
 from utils.errors import UserError
 from utils.training.atomic_file import previous_generation
@@ -16,6 +16,7 @@ DEMO_IMGSZ = 320
 NEVER = 10**6  # epochs between validations: the last epoch is always validated
 FREE_ON_RESUME = (  # settings that a run may go on with others of
     "data.path",  # the fingerprint of the pictures decides
+    "data.root",
     "data.workers",
     "train.epochs",  # extends the run, or ends it earlier
     "train.micro_batch",  # which running out of memory changes too
@@ -26,6 +27,7 @@ FREE_ON_RESUME = (  # settings that a run may go on with others of
 )
 TRAIN_SETTINGS = {  # attribute of the parsed flags -> dotted key
     "data": "data.path",
+    "data_root": "data.root",
     "imgsz": "data.imgsz",
     "rect": "data.rect",
     "single_cls": "data.single_cls",
@@ -48,6 +50,7 @@ TRAIN_SETTINGS = {  # attribute of the parsed flags -> dotted key
 }
 VAL_SETTINGS = {
     "data": "data.path",
+    "data_root": "data.root",
     "imgsz": "data.imgsz",
     "rect": "data.rect",
     "label_errors": "data.label_errors",
@@ -75,6 +78,9 @@ def given_settings(args: argparse.Namespace, settings: Mapping[str, str]) -> dic
         if value is not None:
             flag = {"cosine": "cos-lr", "linear": "linear-lr"}[value] if name == "schedule" else name
             found[key] = (f"--{flag.replace('_', '-')}", value)
+    if "data_root" in settings and args.download and args.data_root is None:
+        # A checkpoint has a data root, too, and may come from a stranger: it is read from, never written to.
+        found["data.root"] = ("--download", DataConfig().root)
     return found
 
 

@@ -34,6 +34,8 @@ class DataSpec(NamedTuple):
     voc_offset: int  # subtracted from xmin and ymin: 1 for files that count pixels from 1
     left_out: tuple[str, ...]  # categories that are no classes: no box has them, and others stand below them
     row_rule: RowRule = UNSAID  # what the YAML says of label rows that are longer than a box (YOLO)
+    folder: Path | None = None  # below the data-sets root: where a download would go
+    has_download: bool = False
 
 
 def format_classes(spec: DataSpec) -> str:
@@ -92,10 +94,16 @@ def resolve_entry(spec: DataSpec, key: str, entry: str | Path) -> Path:
             return candidate
     check_reading(tried)
     text = f"{key}: {show(str(entry))} not found; tried:\n{show_tried(tried)}\n"
-    remedy = (
-        "Mend `path` or the entry, or get the data set first (--download, where the file says from where)."
-    )
-    raise NotFoundError(f"{spec.yaml}: {text}{remedy}", DATA)
+    raise NotFoundError(f"{spec.yaml}: {text}{_remedy(spec)}", DATA)
+
+
+def _remedy(spec: DataSpec) -> str:
+    """What to do where data is not found."""
+    if spec.has_download:
+        fetch = f"The same command with --download fetches it into {spec.folder}"
+        return f"{fetch}. Where it lies elsewhere, --data-root names the folder around {spec.folder.name}."
+    around = f", or name the folder around {spec.folder.name} by --data-root" if spec.folder else ""
+    return f"Mend `path` or the entry{around}."
 
 
 def check_reading(tried: Sequence[Path]) -> None:

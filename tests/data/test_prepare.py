@@ -20,9 +20,9 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fetched(monkeypatch):
-    """The roots that something was fetched into."""
+    """The folders that something was fetched into."""
     roots = []
-    monkeypatch.setattr(data.prepare, "fetch_all", lambda entries, root, where: roots.append(root))
+    monkeypatch.setattr(data.prepare, "fetch_all", lambda entries, root, **_: roots.append(root))
     return roots
 
 
@@ -49,11 +49,11 @@ def test_data_is_looked_for_where_the_reader_looks(root, fetched, capsys, folder
 
 
 @pytest.mark.parametrize("key", ["val", "test", "images", "annotations"])
-def test_what_lacks_a_part_is_fetched_into_the_root(root, fetched, key):
+def test_what_lacks_a_part_is_fetched_into_a_folder_of_its_own(root, fetched, key):
     (root / "pool" / "images").mkdir(parents=True)
     prepare_data(write(root, TEXT + f"{key}: gone\n"), download=True)
-    prepare_data(write(root, TEXT + f"{key}: ../pool/images\n"), download=True)
-    assert fetched == [root / "pool"]
+    prepare_data(write(root, TEXT + f"{key}: ../pool/images\n"), download=True)  # is there
+    assert fetched == [root.parent / "elsewhere" / "datasets" / "pool"]
 
 
 def test_nothing_is_fetched_without_the_flag(root, fetched):

@@ -103,7 +103,13 @@ def test_every_setting_is_refused_or_free():
     others = {"model.levels": "[3, 4, 5, 6]", "model.quality_branch": "dgqp", "loss.alpha": 0.5}
     others |= {"loss.quality_loss": "vfl", "loss.target": "hard", "loss.box_loss": "iou"}
     others |= {"loss.normaliser": "positives", "loss.box_weight": "one", "assigner.name": "atss"}
-    others |= {"data.path": "e", "data.workers": 3, "data.label_errors": "skip", "data.cache": "ram"}
+    others |= {
+        "data.path": "e",
+        "data.root": "e",
+        "data.workers": 3,
+        "data.label_errors": "skip",
+        "data.cache": "ram",
+    }
     others |= {"train.optimizer": "SGD", "train.schedule": "linear", "train.amp": "off"}
     others |= {"train.micro_batch": 3, "train.nominal_batch": 64, "val.batch_size": 3}
     others |= {"val.evaluator": "pycocotools", "model.depth": 0.4, "train.save_period": 7}

@@ -23,17 +23,24 @@ class Finished(NamedTuple):
 
 
 def plan_of_finished(
-    folders: Sequence[str], *, folder: Path, baseline: str | None, device: str = "", data: str | None = None
+    folders: Sequence[str],
+    *,
+    folder: Path,
+    baseline: str | None,
+    device: str = "",
+    data: str | None = None,
+    data_root: str | None = None,
 ) -> Plan:
     """The comparison of the finished runs in ``folders``, or below them, grouped by their loss.
 
-    ``data``: where the data set lies now, None if where it was.
+    ``data``, ``data_root``: where the data set lies now, None if where it was.
 
     Refused, saying why: no finished run, two of a loss with one seed, a single loss, other differences than
     those of the losses. The pictures are compared later, by their fingerprints.
     """
     found = [read_finished(path) for path in _find_runs(folders)]
     check_recipes(found)
+    given = {"data.path": ("--data", data), "data.root": ("--data-root", data_root)}
     groups: dict[str, Group] = {}
     for name, members in group_by_loss(found).items():
         runs: dict[int, Run] = {}
@@ -44,7 +51,7 @@ def plan_of_finished(
                     f"{runs[seed].folder} and {item.folder} are both {name} with seed {seed}; leave one out"
                 )
             runs[seed] = make_run(folder, name, seed)._replace(folder=item.folder)
-        config = override(members[0].config, {"data.path": ("--data", data)})
+        config = override(members[0].config, given)
         groups[name] = Group(_origin_of(members[0]), config, runs)
     if len(groups) < 2:
         raise UserError(f"--from: all runs are {next(iter(groups))}; there is nothing to compare it with")

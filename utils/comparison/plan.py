@@ -29,6 +29,7 @@ OWNED = {  # attribute of train.py's flags -> why a comparison does not take it
 }
 HARMLESS = (  # settings in which runs may differ and still be compared
     "data.path",  # the fingerprint of the pictures decides
+    "data.root",
     "data.workers",
     "data.cache",
     "train.save_period",

@@ -164,7 +164,8 @@ def train_command(plan: Plan, run: Run, slot: Slot) -> list[str]:
 def measure_command(plan: Plan, run: Run, slot: Slot) -> list[str]:
     """The command that measures the last averaged weights of a run, all runs on the same data."""
     command = [sys.executable, str(ROOT / "val.py"), f"--weights={run.weights}", "--save-json", "--noplots"]
-    command.append(f"--data={plan.groups[plan.baseline].config.data.path}")
+    data = plan.groups[plan.baseline].config.data
+    command += [f"--data={data.path}", f"--data-root={data.root}"]
     command += [f"--project={run.measured.parent}", f"--name={run.measured.name}", "--exist-ok"]
     if slot.workers is not None:
         command.append(f"--workers={slot.workers}")

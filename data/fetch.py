@@ -5,11 +5,9 @@ Sizes are bytes. Everything that can go wrong is a ``Refused`` that says what, a
 
 import hashlib
 import http.client
-import os
 import re
 import shutil
 import socket
-import ssl
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -18,8 +16,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from data.fetching.archives import CHUNK, Refused
-from data.fetching.unpack import RESERVE, existing_parent, show_size
+from data.unpack import CHUNK, RESERVE, Refused, show_size
 
 TIMEOUT = 30.0  # seconds without a byte
 
@@ -31,25 +28,27 @@ class Fetched(NamedTuple):
     size: int
 
 
-def fetch_file(url: str, path: Path, *, target: Path, expected: int | None = None) -> Fetched:
-    """Write the body of ``url`` to ``path``; ``target`` is the folder it will be unpacked into.
+def fetch_file(url: str, path: Path, *, expected: int | None = None) -> Fetched:
+    """Write the body of ``url`` to ``path``; ``expected``: the size it should have, where that is known.
 
-    ``expected`` is the size that the file should have, where it is known. A short body is an error; a body of
-    unknown length may be as long as there is room.
+    A short body is an error; a body of unknown length may be as long as there is room. What an archive holds
+    is taken to be as large as the archive, as pictures are compressed already, and needs room beside it.
     """
     request = urllib.request.Request(url, headers={"User-Agent": "ltrb"})
     try:
-        with _opener().open(request, timeout=TIMEOUT) as response:
+        with urllib.request.build_opener(_Redirects()).open(request, timeout=TIMEOUT) as response:
             length = response.headers.get("Content-Length") or ""
             size = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
-            shown = "size unknown" if size is None else show_size(size)
-            print(f"fetching {url} ({shown}) for {target}", flush=True)
+            print(f"fetching {url} ({'size unknown' if size is None else show_size(size)})", flush=True)
             if None not in (size, expected) and size != expected:
                 raise Refused(f"the server offers {size:,} bytes, `size` in the YAML says {expected:,}")
-            room = _room_for(size or expected or 0, path.parent, target)
+            needed, room = 2 * (size or expected or 0), max(0, shutil.disk_usage(path.parent).free - RESERVE)
+            if needed > room:
+                text = f"needs {show_size(needed)} on the disk, where {show_size(room)} are free"
+                raise Refused(f"{text}; --data-root chooses another")
             fetched = _write_body(response, path, total=size, room=room)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        raise Refused(f"{_explain(error)}. Try again later, or fetch it yourself into {target}") from error
+        raise Refused(f"{_explain(error)}. Try again later, or fetch it yourself") from error
     if size is not None and fetched.size != size:
         raise Refused(f"broke off after {fetched.size:,} of {size:,} bytes; run the same command again")
     return fetched
@@ -69,36 +68,15 @@ def _write_body(response: http.client.HTTPResponse, path: Path, *, total: int | 
     return Fetched(digest.hexdigest(), size)
 
 
-def _room_for(size: int, folder: Path, target: Path) -> int:
-    """Free bytes for a download into ``folder``; refuses what has no room there or, unpacked, in ``target``.
-
-    What an archive holds is taken to be as large as the archive: pictures are compressed already.
-    """
-    base = existing_parent(target)
-    needed = size * (2 if os.stat(folder).st_dev == os.stat(base).st_dev else 1)
-    rooms = {place: max(0, shutil.disk_usage(place).free - RESERVE) for place in (folder, base)}
-    for place, room in rooms.items():
-        if needed > room:
-            text = f"needs {show_size(needed)} on the disk of {place}, where {show_size(room)} are free"
-            raise Refused(f"{text}; LTRB_CACHE chooses where it is fetched, `path` where it is unpacked")
-    return rooms[folder]
-
-
 def _explain(error: Exception) -> str:
     cause = getattr(error, "reason", error)  # URLError carries what happened
     if isinstance(error, urllib.error.HTTPError):
-        return f"the server answers {error.code} {error.reason}"
-    if isinstance(cause, socket.gaierror):
-        return f"the server's name cannot be looked up ({cause.strerror}); no network, or a mistyped URL"
+        return f"the server answers {error.code} {' '.join(str(error.reason).split())}"
     if isinstance(cause, TimeoutError):
         return f"the server has been silent for {TIMEOUT:.0f} s"
-    if isinstance(cause, ConnectionRefusedError):
-        return "the server refuses connections"
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"the server's certificate is not valid ({cause.verify_message})"
-    if isinstance(cause, http.client.IncompleteRead):
-        return f"broke off: {cause}"
-    return f"{type(cause).__name__}: {cause}"
+    if isinstance(cause, socket.gaierror):
+        return f"the server's name cannot be looked up ({cause.strerror}); no network, or a mistyped URL"
+    return f"broke off: {type(cause).__name__}: {' '.join(str(cause).split())}"
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -111,19 +89,3 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
                 f"redirects to {newurl}; only http and https are followed, and not from https to http"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """http and https, by the environment's proxies; no file, ftp or data URLs."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-        _Redirects(),
-    ):
-        opener.add_handler(handler)
-    return opener

@@ -1,0 +1,249 @@
+"""Archives from the network (.zip, .tar, .tar.gz, .tar.bz2, .tar.xz), unpacked into an empty folder.
+
+Nothing is believed. Only files of a data set come out (``is_data``), without modes, owners and times; others
+are counted. The whole archive is refused for a name that could lead elsewhere, a link, a device, two members
+of one name, and for bombs: more than ``MAX_MEMBERS`` members, a file of more than ``MAX_FILE`` bytes, in all
+more than ``MAX_RATIO`` times the archive's own size (``SMALL`` bytes are always allowed), or more than the
+disk has free less ``RESERVE``. Sizes are bytes.
+"""
+
+import bz2
+import gzip
+import lzma
+import os
+import re
+import shutil
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+
+from tqdm import tqdm
+
+from data.formats.listing import SUFFIXES
+
+CHUNK = 2**20  # read at a time; a tar header that wants more is refused, as tarfile would hold it in memory
+MAX_DEPTH = 32  # folders in each other
+MAX_MEMBERS = 1_000_000
+MAX_FILE = 16 * 2**30
+MAX_RATIO = 200  # deflate can reach 1,032; pictures reach 1, label files in a .tar.gz about 25
+SMALL = 64 * 2**20
+RESERVE = 256 * 2**20
+# What comes out of an archive: nothing that Python, a shell or a linker would ever run or read on its own.
+KEPT = (*SUFFIXES, ".gif", ".jpe", ".jfif", ".pbm", ".pnm")
+KEPT = (*KEPT, ".txt", ".md", ".names", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml")
+KEPT_NAMES = ("readme", "license", "licence", "copying", "notice")  # files that have no ending
+SPECIAL = "is a link, a device, a pipe or a sparse file"
+STEERING = r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"  # in names: control, direction
+# What the modules for archives raise for damaged input. RuntimeError: a compression that zipfile does not
+# know.
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error)
+BROKEN = (*BROKEN, EOFError, RuntimeError, ValueError, OverflowError)
+
+
+class Refused(Exception):
+    """Something that is not taken from a network; the text says what."""
+
+
+class Unpacked(NamedTuple):
+    """What came out of an archive."""
+
+    num_files: int
+    left_out: int  # files that are no data
+    example: str  # one of them
+
+
+class Member(NamedTuple):
+    """One entry of an archive."""
+
+    name: str  # as it stands there, unchecked
+    size: int  # as declared
+    is_folder: bool
+    refuse: str  # why it is not unpacked whatever its name ("is a device"), else ""
+    open: Callable[[], IO[bytes]]
+
+
+def unpack(archive: Path, folder: Path) -> Unpacked:
+    """Unpack into ``folder``, which is empty and of nobody else; after an error it holds a part.
+
+    Raises ``Refused`` for a hostile, damaged or too large archive and for one without any data, ``OSError``
+    where the disk does not take it.
+    """
+    try:
+        return _write_members(archive, folder)
+    except (*BROKEN, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # bz2, gzip: OSError without a number
+            raise
+        raise Refused(f"the archive is damaged: {error}. Fetch it again") from error
+
+
+def split_name(name: str) -> tuple[str, ...]:
+    """Parts of a relative path with forward slashes, ``.`` and empty ones left out; ``()`` is its folder.
+
+    Raises ``Refused`` for a name that could lead elsewhere on any system: absolute, ``..``, drive letters,
+    backslashes, control characters (NUL too, and marks that turn the direction of writing), parts that end in
+    a dot or a blank (Windows drops these).
+    """
+    parts = tuple(part for part in name.split("/") if part not in ("", "."))
+    faults = {
+        "is an absolute path": name.startswith("/"),
+        "has a backslash": "\\" in name,
+        "has a control character": re.search(STEERING, name),
+        "has a '..'": ".." in parts,
+        "has a drive letter": any(re.match(r"[A-Za-z]:", part) for part in parts),
+        "has a part that ends in a dot or a blank": any(part[-1] in ". " for part in parts),
+        f"lies deeper than {MAX_DEPTH} folders": len(parts) > MAX_DEPTH,
+    }
+    for text, present in faults.items():
+        if present:
+            raise Refused(f"{show_name(name)} {text}")
+    return parts
+
+
+def is_data(parts: tuple[str, ...]) -> bool:
+    """Whether a file is a picture, label or text, by its ending, and not hidden."""
+    name = PurePosixPath(parts[-1].lower()) if parts else PurePosixPath("")
+    ours = name.suffix in KEPT or str(name) in KEPT_NAMES
+    return ours and not any(part.startswith(".") for part in parts)
+
+
+def show_name(name: str) -> str:
+    """A member's name for messages: quoted, control characters spelled out, at most 100 characters."""
+    return repr(name if len(name) <= 100 else name[:97] + "...")
+
+
+def show_size(size: int) -> str:
+    """``980 bytes``, ``7.0 MB``, ``19.3 GB``."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def _write_members(archive: Path, folder: Path) -> Unpacked:
+    limit, why = _limit_of(archive, folder)
+    num_files, left, left_out, example = 0, limit, 0, ""
+    with _open_members(archive, limit + MAX_MEMBERS * tarfile.BLOCKSIZE) as members:
+        bar = tqdm(members, desc="unpacking", unit=" files", leave=False, disable=None)
+        for number, member in enumerate(bar, 1):
+            parts = split_name(member.name)
+            if member.refuse:
+                raise Refused(f"{show_name(member.name)} {member.refuse}")
+            if number > MAX_MEMBERS:
+                raise Refused(f"it has more than {MAX_MEMBERS:,} members")
+            if not 0 <= member.size <= min(MAX_FILE, left):
+                cause = why if member.size > left else f"the limit for one file is {show_size(MAX_FILE)}"
+                raise Refused(f"{show_name(member.name)} has {show_size(member.size)}: {cause}")
+            left -= member.size
+            if member.is_folder:
+                continue
+            if is_data(parts):
+                _write_file(member, folder.joinpath(*parts))
+                num_files += 1
+            else:
+                left_out, example = left_out + 1, example or show_name(member.name)
+    if not num_files:
+        more = f"; left out: {left_out:,}, such as {example}" if left_out else ""
+        raise Refused(f"the archive holds no files of a data set{more}")
+    return Unpacked(num_files, left_out, example)
+
+
+def _limit_of(archive: Path, folder: Path) -> tuple[int, str]:
+    """The most bytes that an archive may unpack to, and what is wrong with more."""
+    size = os.path.getsize(archive)
+    most, free = max(SMALL, MAX_RATIO * size), max(0, shutil.disk_usage(folder).free - RESERVE)
+    if free < most:
+        return free, f"the archive needs more than the {show_size(free)} that are free on the disk"
+    return most, f"{show_size(size)} unpack to more than {show_size(most)}, as bombs do"
+
+
+def _write_file(member: Member, path: Path) -> None:
+    """Two files of one name clash; so do ``A`` and ``a`` on a disk that takes them for one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with member.open() as source, open(path, "xb") as file:
+            while (data := source.read(CHUNK)) and file.tell() <= member.size:
+                file.write(data)
+            written = file.tell()
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise Refused(f"{show_name(member.name)} clashes with an earlier member") from error
+    if written != member.size:
+        raise Refused(f"{show_name(member.name)} does not have the {member.size:,} bytes it claims")
+
+
+@contextmanager
+def _open_members(archive: Path, limit: int) -> Iterator[Iterator[Member]]:
+    """The members, in order; each may be opened only until the next is asked for.
+
+    The format follows from the first bytes, as names lie. Not more than ``limit`` bytes of a tar's stream are
+    read.
+    """
+    with open(archive, "rb") as file:
+        start = file.read(tarfile.BLOCKSIZE)
+    openers = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+    opener = next((opener for magic, opener in openers.items() if start.startswith(magic)), None)
+    if opener or start[257:262] == b"ustar":
+        with (opener or open)(archive, "rb") as stream:
+            yield _tar_members(_Tape(stream, limit))
+    elif start.startswith(b"PK"):
+        with zipfile.ZipFile(archive) as file:
+            yield _zip_members(file)
+    else:
+        page = ", a web page: open the URL in a browser" if b"<html" in start.lower() else ""
+        raise Refused(f"this is no .zip or .tar archive (it starts with {start[:16]!r}{page})")
+
+
+def _zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
+    for info in archive.infolist():
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        refuse = "" if kind in (0, stat.S_IFREG, stat.S_IFDIR) else SPECIAL
+        refuse = "is encrypted" if info.flag_bits & 1 else refuse
+        name = info.orig_filename  # `filename` is cut at the first NUL
+        is_folder = name.endswith("/") or kind == stat.S_IFDIR
+        yield Member(name, info.file_size, is_folder, refuse, lambda info=info: archive.open(info))
+
+
+def _tar_members(tape: "_Tape") -> Iterator[Member]:
+    with tarfile.TarFile(fileobj=tape) as archive:
+        for info in archive:
+            plain = (info.isreg() or info.isdir()) and not info.issparse()
+            refuse, read = "" if plain else SPECIAL, lambda info=info: archive.extractfile(info)
+            yield Member(info.name, info.size, info.isdir(), refuse, read)
+    if tape.last != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for the end
+        raise Refused(f"the archive breaks off after {tape.at:,} bytes: it has no end mark")
+    while tape.read(CHUNK):  # to the end, where gzip and xz keep their check sums
+        pass
+
+
+class _Tape:
+    """The stream of a tar archive: forwards only, a chunk at a time, ``limit`` bytes in all.
+
+    tarfile by itself reads a header of any length into memory, and follows negative sizes backwards for ever.
+    """
+
+    def __init__(self, stream: IO[bytes], limit: int):
+        self.stream, self.limit = stream, limit
+        self.at, self.last = 0, b""  # bytes read, the latest of them
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, position: int) -> None:
+        if position < self.at:
+            raise Refused("a header of the archive leads backwards")
+        while self.at < position and self.read(min(CHUNK, position - self.at)):
+            pass
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= CHUNK:
+            raise Refused(f"a header of the archive wants {size:,} bytes")
+        self.last = self.stream.read(size)
+        self.at += len(self.last)
+        if self.at > self.limit:
+            raise Refused(f"the archive's stream has more than {self.limit:,} bytes")
+        return self.last
