@@ -30,6 +30,7 @@ from utils.comparison.report import write_report
 from utils.comparison.runs import alone_in, make_slots, next_stage, run_all
 from utils.comparison.tables import format_comparison, write_csv
 from utils.errors import DATA, OK, USAGE, UserError, run_main
+from utils.metrics.crowding import crowding_of, describe_crowding
 from val import write_json
 
 
@@ -113,7 +114,10 @@ def load_pictures(plan: Plan, *, train: bool, source: str = "") -> Pictures:
         raise UserError(
             f"{spec.yaml}: the validation pictures hold no box; there is nothing to compare", DATA
         )
-    return Pictures(index, ground_truth_of(index, spec), fingerprint(index, spec.names), training)
+    truth = ground_truth_of(index, spec)
+    for line in describe_crowding(crowding_of(truth), config.val.max_det):
+        print(f"note: {line}")
+    return Pictures(index, truth, fingerprint(index, spec.names), training)
 
 
 def describe(plan: Plan, *, num_slots: int) -> str:

@@ -43,7 +43,8 @@ def main() -> int:
         print(note)
     if args.show_sigma and not detector.config.model.reg_max:
         print("--show-sigma shows nothing: these weights have plain sides, without a distribution")
-    results, unreadable = ResultFolder(folder, detector.names, args), 0
+    results, unreadable, full = ResultFolder(folder, detector.names, args), 0, 0
+    limit = detector.config.val.max_det
     for path in pictures:
         try:
             found, picture = look_at(path, detector, args)
@@ -51,8 +52,11 @@ def main() -> int:
             print(f"skipped: {error}", file=sys.stderr)
             unreadable += 1
             continue
-        print(f"{printable(path)}: {summarise(found, detector.names)}")
+        print(f"{printable(path)}: {summarise(found, detector.names)}{at_limit(found, limit)}")
+        full += len(found.labels) >= limit
         results.write(path, picture, found)
+    if full:
+        print(f"{full} pictures have {limit} boxes, the limit, and perhaps more objects: raise --max-det")
     print(f"{len(pictures) - unreadable} pictures done, {unreadable} skipped; results: {folder}")
     return DATA if unreadable else OK
 
@@ -103,6 +107,11 @@ def summarise(found: Detections, names: tuple[str, ...]) -> str:
     counts = np.bincount(found.labels.numpy(), minlength=len(names))
     parts = [f"{count} {show_class(names[label])}" for label, count in enumerate(counts) if count]
     return f"{found.size[0]}x{found.size[1]} {', '.join(parts) or 'nothing found'}"
+
+
+def at_limit(found: Detections, limit: int) -> str:
+    """Said of a picture with as many boxes as ``--max-det`` allows: what it holds beyond them is cut."""
+    return f" ({limit} boxes, the limit: --max-det)" if len(found.labels) >= limit else ""
 
 
 def look_at(

@@ -40,6 +40,7 @@ from val import (
     format_metrics,
     nothing_to_measure,
     save_val_pictures,
+    uncounted,
     write_metrics,
 )
 
@@ -293,6 +294,7 @@ def finish(run: Run, *, plots: bool) -> None:
         detector = load_detector(weights, str(run.device))
         result = evaluate(detector.model, data.val, data.truth, cfg=cfg.val, device=run.device)
         print(f"\n{weights}:\n{format_metrics(result.metrics, len(data.val.dataset.index.sizes))}")
+        print(uncounted(result.metrics, data.truth, cfg.val.max_det), end="")
         if not run.measurable:
             print(nothing_to_measure("val", data.spec.yaml))
             if (stale := weights.with_name("best.pt")).exists():

@@ -46,6 +46,7 @@ from utils.metrics.coco import (
     is_measurable,
     pack_detections,
 )
+from utils.metrics.crowding import crowding_of, describe_crowding
 from utils.plots.curves import plot_pr_curves
 from utils.plots.grid import save_grid
 from utils.postprocess import postprocess
@@ -78,7 +79,9 @@ def evaluate(
     own, seconds = detect_all(model, loader, [c["id"] for c in truth["categories"]], cfg=cfg, device=device)
     rows = distributed.gather_rows(torch.from_numpy(own)).numpy()
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
-    metrics = distributed.on_rank_zero(lambda: evaluate_detections(truth, rows, cfg.evaluator))
+    metrics = distributed.on_rank_zero(
+        lambda: evaluate_detections(truth, rows, cfg.evaluator, max_det=cfg.max_det)
+    )
     return Evaluation(metrics, rows, {**seconds, "evaluation_total": time.perf_counter() - begun})
 
 
@@ -140,6 +143,13 @@ def format_metrics(metrics: Metrics, num_pictures: int) -> str:
     return "\n".join(lines)
 
 
+def uncounted(metrics: Metrics, truth: dict, max_det: int) -> str:
+    """What COCO's limit, or ``max_det``, leaves out of the figures: lines to follow their table, or ''."""
+    return "".join(
+        f"note: {line}\n" for line in describe_crowding(crowding_of(truth), max_det, metrics.beyond)
+    )
+
+
 def nothing_to_measure(split: str, data: Path) -> str:
     """Said where AP is not a number, as ``is_measurable`` does not hold of the split."""
     return f"warning: no box in {split} of {data} counts, so there is nothing to measure: AP is not a number"
@@ -163,11 +173,15 @@ def describe_measurement(index: Index, spec: DataSpec, config: Config, *, weight
 def write_metrics(folder: Path, evaluation: Evaluation, measurement: Mapping) -> None:
     """metrics.json: COCO's twelve figures, precision and recall, each class, the time of each stage.
 
-    null stands where there is nothing to measure. ``measurement`` is ``describe_measurement``'s.
+    null stands where there is nothing to measure. Keys with _max_det are there where pictures hold more
+    objects than COCO counts. ``measurement`` is ``describe_measurement``'s.
     """
     metrics = evaluation.metrics
     content = {key: metrics.values[key] for key in KEYS}
     content |= {"precision": metrics.precision, "recall": metrics.recall, "confidence": metrics.confidence}
+    if metrics.beyond:
+        beyond = metrics.beyond._asdict()
+        content |= {f"{key}_max_det": value for key, value in beyond.items() if key != "max_det"}
     content |= {"per_class": metrics.per_class, "seconds": evaluation.seconds}
     write_json(folder / "metrics.json", {**content, **measurement}, indent=2)
 
@@ -252,6 +266,7 @@ def measure(args: Namespace) -> None:
     result = evaluate(detector.model, loader, truth, cfg=config.val, device=detector.device)
     if first_rank:
         show(result, len(index.sizes))
+        print(uncounted(result.metrics, truth, config.val.max_det), end="")
         if not is_measurable(truth):
             print(nothing_to_measure(args.task, spec.yaml))
         write_metrics(folder, result, describe_measurement(index, spec, config, weights=args.weights))

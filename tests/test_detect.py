@@ -128,6 +128,8 @@ def test_flags_reach_the_detector(command, best, pictures):
     assert result.code == 0 and result.out.count("using 96x96") == 1
     rows = [path.read_text().splitlines() for path in Path("runs/detect/exp/labels").iterdir()]
     assert [len(lines) for lines in rows] == [2] * len(pictures)
+    assert result.out.count(" (2 boxes, the limit: --max-det)") == len(pictures)
+    assert f"{len(pictures)} pictures have 2 boxes, the limit" in result.out
 
 
 def test_hub_loads_without_a_network(best, pictures, tmp_path):

@@ -164,6 +164,28 @@ def test_thresholds_take_effect(command, lively, shapes):
     assert read_predictions("runs/val/exp4") == {picture: rows[:5] for picture, rows in plain.items()}
 
 
+def test_crowded_pictures_are_measured_at_max_det_too(command, trained, shapes, tmp_path):
+    shutil.copytree(shapes.parent, tmp_path / "set")
+    first = sorted((tmp_path / "set" / "labels" / "val").iterdir())[0]
+    places = [(x / 12 + 0.05, y / 12 + 0.05) for x in range(11) for y in range(11)]
+    first.write_text("".join(f"0 {x:.3f} {y:.3f} 0.05 0.05\n" for x, y in places))
+    asked = [
+        "--weights",
+        trained / "weights" / "best.pt",
+        "--data",
+        tmp_path / "set" / shapes.name,
+        "--noplots",
+    ]
+    result = command("val", *asked, "--max-det", 110)
+    assert result.code == 0 and "note: 1 of 6 pictures hold more than 100 objects of a class" in result.out
+    assert "at max_det 110: AP 0." in result.out and "raise it by --max-det 121" in result.out
+    found = read_metrics("runs/val/exp")
+    assert found.keys() >= {"AP_max_det", "AP50_max_det", "AP75_max_det", "AR_max_det", "recall_max_det"}
+    assert found["AR_max_det"] >= found["AR100"] and found["protocol"]["max_det"] == 110
+    assert command("val", *asked, "--max-det", 100).code == 0
+    assert not any(key.endswith("_max_det") for key in read_metrics("runs/val/exp2"))
+
+
 @pytest.mark.parametrize(
     ("flags", "key"),
     [

@@ -9,6 +9,7 @@ import numpy as np
 
 from data.doctor.balance import check_classes, check_measurable, check_sides, count_classes, count_sides
 from data.doctor.bins import BinAudit, audit_bins, find_remedies, share
+from data.doctor.crowding import check_crowding
 from data.doctor.findings import Finding, gather_problems, sort_findings
 from data.doctor.hints import find_hints
 from data.doctor.inspect_pictures import Inspection, inspect_pictures
@@ -60,6 +61,7 @@ def diagnose(spec: DataSpec, config: Config, *, splits: Sequence[str], full: boo
     for split, found in founds.items():
         findings += _check_problems(found, looks[split], split, config.data.label_errors)
         findings += _check_report(found.report, split)
+        findings += check_crowding(found.index, split, config, shape)
         findings += check_measurable(report_of(found, config.data.label_errors), split)
     classes = count_classes(founds, len(spec.names))
     findings += check_classes(classes, spec.names)

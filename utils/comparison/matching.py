@@ -12,11 +12,11 @@ import numpy as np
 from pycocotools import mask
 
 from utils.metrics.coco import RECALLS, start_evaluation, with_ranks
+from utils.metrics.crowding import COUNTED
 
 MEASURES = ("AP", "AP50", "AP75")
 _MEASURED_LEVELS = (slice(None), slice(0, 1), slice(5, 6))  # of the L thresholds, one for each measure
 _EVERYWHERE = [[0.0, 1e10]]  # COCO's area range "all", px^2
-_MOST = 100  # detections of a class in a picture that COCO counts
 _CHUNK = 1 << 22  # numbers in the largest intermediate array: 32 MB
 _BINS = 10
 
@@ -73,7 +73,7 @@ def _evaluate_pictures(truth: dict, rows: np.ndarray, evaluator: str) -> list:
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = start_evaluation(truth, rows, evaluator)
         evaluation.params.areaRng, evaluation.params.areaRngLbl = _EVERYWHERE, ["all"]
-        evaluation.params.maxDets = [_MOST]
+        evaluation.params.maxDets = [COUNTED]
         evaluation.evaluate()
     return evaluation.evalImgs
 

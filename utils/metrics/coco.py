@@ -13,11 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.errors import DATA, UserError
+from utils.metrics.crowding import COUNTED, Beyond, crowding_of
 from utils.structures import Detections
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 RECALLS = np.linspace(0, 1, 101)  # where COCO reads the precision
 _NO_VALUE = -1.0  # COCO's where there is nothing to measure, such as small boxes: ours is None, no number
+LIMITS = (1, 10, COUNTED)  # COCO's
 _LARGEST = 1e10  # px^2; COCO counts no box of a larger area
 
 
@@ -34,6 +36,7 @@ class Metrics(NamedTuple):
     confidence: float | None
     per_class: dict[str, dict[str, float | None]]  # name -> AP, AP50, AP75, AR100, boxes
     curves: np.ndarray  # (C, 101) precision over RECALLS at IoU 0.5, nan for classes without truths
+    beyond: Beyond | None = None  # without COCO's limit, where pictures hold more objects than it counts
 
 
 def make_ground_truth(
@@ -111,13 +114,22 @@ def pack_detections(detections: Detections, picture_id: int, category_ids: Seque
     return np.column_stack((ids, boxes[:, :2], sides, detections.scores.double().numpy(), categories))
 
 
-def evaluate_detections(truth: dict, detections: np.ndarray, evaluator: str = "hotcoco") -> Metrics:
+def evaluate_detections(
+    truth: dict, detections: np.ndarray, evaluator: str = "hotcoco", *, max_det: int | None = None
+) -> Metrics:
     """All metrics of ``detections`` (``pack_detections``, stacked) against ``truth`` (``make_ground_truth``).
 
-    ``evaluator`` is "hotcoco" or "pycocotools"; without hotcoco the latter takes over with one line.
+    ``evaluator`` is "hotcoco" or "pycocotools"; without hotcoco the latter takes over with one line. COCO
+    counts the 100 best detections of a class in a picture. Where a picture holds more objects of a class,
+    ``beyond`` has the figures at ``max_det``, the most detections that were kept of a picture (None: all);
+    everything else stays COCO's.
     """
     truth, detections = with_ranks(truth, detections)
-    precision, recall, scores = _accumulate(truth, detections, evaluator)
+    max_det = max_det or int(np.unique(detections[:, 0], return_counts=True)[1].max(initial=0))
+    crowded = max_det > COUNTED and (crowding_of(truth).largest > COUNTED).any()
+    # A detection is matched before all worse ones: one more limit changes nothing below the others.
+    limits = [*LIMITS, max_det] if crowded else LIMITS
+    precision, recall, scores = _accumulate(truth, detections, evaluator, limits)
     categories = sorted(truth["categories"], key=lambda category: category["id"])  # the evaluators' order
     counts = Counter(a["category_id"] for a in truth["annotations"] if not a["iscrowd"])
     per_class = {
@@ -130,17 +142,37 @@ def evaluate_detections(truth: dict, detections: np.ndarray, evaluator: str = "h
         }
         for k, category in enumerate(categories)
     }
-    curves = np.where(precision[0, :, :, 0, 2] < 0, np.nan, precision[0, :, :, 0, 2]).T
-    best = _best_f1(curves, scores[0, :, :, 0, 2].T)
+    curves, best = _curves(precision, scores, 2)
+    beyond = _beyond(precision, recall, scores, max_det) if crowded else None
     given = np.argsort(np.argsort([category["id"] for category in truth["categories"]]))
     per_class = {category["name"]: per_class[category["name"]] for category in truth["categories"]}
-    return Metrics(_summary(precision, recall), *best, per_class, curves[given])
+    return Metrics(_summary(precision, recall), *best, per_class, curves[given], beyond)
 
 
-def _accumulate(truth: dict, detections: np.ndarray, evaluator: str) -> tuple[np.ndarray, ...]:
-    """COCO's arrays: precision (10, 101, C, 4, 3), recall (10, C, 4, 3), scores like precision."""
+def _curves(precision: np.ndarray, scores: np.ndarray, limit: int) -> tuple[np.ndarray, tuple]:
+    """(C, 101) precision at IoU 0.5 under the limit of that place, and ``_best_f1`` of it."""
+    curves = precision[0, :, :, 0, limit].T
+    curves = np.where(curves < 0, np.nan, curves)
+    return curves, _best_f1(curves, scores[0, :, :, 0, limit].T)
+
+
+def _beyond(precision: np.ndarray, recall: np.ndarray, scores: np.ndarray, max_det: int) -> Beyond:
+    """The figures under the last limit, ``max_det``."""
+    _, best = _curves(precision, scores, -1)
+    values = [_mean(precision[level, :, :, 0, -1]) for level in (slice(None), 0, 5)]
+    return Beyond(max_det, *values, _mean(recall[:, :, 0, -1]), *best[:2])
+
+
+def _accumulate(
+    truth: dict, detections: np.ndarray, evaluator: str, limits: Sequence[int]
+) -> tuple[np.ndarray, ...]:
+    """COCO's arrays: precision (10, 101, C, 4, L), recall (10, C, 4, L), scores like precision.
+
+    L ``limits``, ascending: the most detections of a class in a picture that count.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = start_evaluation(truth, detections, evaluator)
+        evaluation.params.maxDets = list(limits)
         evaluation.evaluate()
         evaluation.accumulate()
     return tuple(np.asarray(evaluation.eval[key]) for key in ("precision", "recall", "scores"))
