@@ -19,13 +19,15 @@ import numpy as np
 from data.cache import Column, is_json_of, is_list_of, load_arrays, save_arrays, stat_files
 from data.download import DATA_ROOT, Download, download_state, folder_of, read_downloads
 from data.formats.coco import read_categories
-from data.formats.layouts import FORMATS, guess_content, recognise_format
+from data.formats.layouts import FORMATS, guess_content, read_darknet, recognise_format
+from data.formats.listing import wrong_kind
 from data.formats.readers import list_sources
 from data.formats.sources import (
     SPLITS,
     DataSpec,
     check_reading,
     join,
+    paths_tried,
     show,
     show_names,
     show_tried,
@@ -50,7 +52,7 @@ def load_data_spec(path: str | Path, *, root: str | Path = DATA_ROOT, single_cls
     "object", whatever the file names.
     """
     yaml = find_data_yaml(path)
-    content = guess_content(yaml) if yaml.is_dir() else read_yaml(yaml, code=DATA)
+    content = _read_content(yaml)
     splits = {key: _read_entries(yaml, key, content[key]) for key in SPLITS if content.get(key) is not None}
     if not splits:
         text = (
@@ -72,9 +74,16 @@ def load_data_spec(path: str | Path, *, root: str | Path = DATA_ROOT, single_cls
     spec = DataSpec(yaml, search[0], splits, ("object",), (0,), search, "yolo", *folders, offset, ())
     spec = spec._replace(folder=place.folder, has_download=bool(place.downloads))
     spec = spec._replace(format=_read_format(spec, content.get("format")))
+    _check_kinds(spec)
     if spec.format == "yolo":
         spec = spec._replace(row_rule=read_row_rule(yaml, content))
     return spec if single_cls else _with_names(spec, content)
+
+
+def _read_content(yaml: Path) -> dict:
+    if yaml.is_dir():
+        return guess_content(yaml)
+    return read_darknet(yaml) if yaml.suffix == ".data" else read_yaml(yaml, code=DATA)
 
 
 def find_data_yaml(path: str | Path) -> Path:
@@ -155,6 +164,16 @@ def _read_entries(yaml: Path, key: str, value) -> list[Path]:
     if wrong or not entries:
         raise spec_error(yaml, f"{key}: {show(value)} is not a folder, a list file, or a list of these")
     return [Path(entry) for entry in entries]
+
+
+def _check_kinds(spec: DataSpec) -> None:
+    """Raise ``UserError`` for an entry that is neither a folder nor a list, by its ending."""
+    if spec.format == "coco":
+        return
+    for key, entry in ((key, entry) for key, entries in spec.splits.items() for entry in entries):
+        kind = wrong_kind(entry.name)
+        if kind and not any(map(os.path.isdir, paths_tried(spec.search, entry))):
+            raise spec_error(spec.yaml, f"{key}: {show(str(entry))} is {kind}")
 
 
 def _read_folders(yaml: Path, key: str, value, splits: dict) -> dict[str, list[str]]:

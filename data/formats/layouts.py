@@ -14,6 +14,7 @@ FORMATS = ("yolo", "coco", "voc")
 LOOKED_AT = 50  # pictures whose label files decide between YOLO and VOC
 ALIASES = {"train": ("train", "train2017"), "val": ("val", "valid", "val2017"), "test": ("test",)}
 CLASS_LISTS = ("classes.txt", "labels/classes.txt", "obj.names")
+DARKNET = {"train": "train", "valid": "val", "val": "val", "test": "test", "names": "names"}
 
 
 def recognise_format(spec: DataSpec) -> str:
@@ -40,16 +41,46 @@ def recognise_format(spec: DataSpec) -> str:
 
 def guess_content(folder: Path) -> dict:
     """What the YAML of a folder without one would say, by the usual layouts of the three formats."""
-    for look in (_roboflow_coco, _coco, _voc, _yolo):
+    for look in (_roboflow_coco, _coco, _voc, _yolo, _lists):
         content = look(folder)
         if content.keys() & set(SPLITS):
             return content
+    if _find_darknet(folder):
+        return read_darknet(_find_darknet(folder))
     text = (
         "there is no data.yaml, and the folder has none of the usual layouts: train/_annotations.coco.json, "
-        "annotations/instances_train*.json, ImageSets/Main/train.txt, images/train with labels/train. "
-        "Write a data.yaml with train, val and names"
+        "annotations/instances_train*.json, ImageSets/Main/train.txt, images/train with labels/train, "
+        "obj.data, train.txt. Write a data.yaml with train, val and names"
     )
     raise spec_error(folder, text)
+
+
+def read_darknet(path: Path) -> dict:
+    """What the YAML in place of Darknet's .data file would say: CVAT's YOLO 1.1 is a folder with one.
+
+    Its paths begin in the folder that Darknet was to be started from, which is not the file's.
+    """
+    content = {"format": "yolo"}
+    for line in read_lines(path):
+        key, _, value = (part.strip() for part in line.partition("="))
+        if key in DARKNET and value:
+            content[DARKNET[key]] = _tail_in(path.parent, value)
+    if isinstance(content.get("names"), str):
+        listed = path.parent / content["names"]
+        content["names"] = read_lines(listed) if os.path.isfile(listed) else None
+    return content
+
+
+def _tail_in(folder: Path, name: str) -> str:
+    """The longest end of a path that is in ``folder``, else the path."""
+    parts = name.replace("\\", "/").split("/")
+    tails = ("/".join(parts[place:]) for place in range(len(parts)))
+    return next((tail for tail in tails if tail and os.path.exists(folder / tail)), name)
+
+
+def _find_darknet(folder: Path) -> Path | None:
+    found = [folder / "obj.data", *sorted(folder.glob("*.data"))]
+    return next(filter(os.path.isfile, found), None)
 
 
 def _first(folder: Path, names: list[str]) -> str | None:
@@ -78,6 +109,16 @@ def _voc(folder: Path) -> dict:
 
 
 def _yolo(folder: Path) -> dict:
-    content = _each_split(folder, ("images/{}", "{}/images"))
+    return _with_class_list(folder, _each_split(folder, ("images/{}", "{}/images")))
+
+
+def _lists(folder: Path) -> dict:
+    """Lists without a .data file."""
+    if _find_darknet(folder):
+        return {}
+    return _with_class_list(folder, _each_split(folder, ("{}.txt",)))
+
+
+def _with_class_list(folder: Path, content: dict) -> dict:
     listed = _first(folder, list(CLASS_LISTS))
     return content | ({"names": read_lines(folder / listed)} if listed else {})

@@ -1,14 +1,30 @@
 """Which pictures a folder or a list file holds."""
 
+import itertools
 import os
 from collections.abc import Iterator
+from functools import cache
 from io import TextIOWrapper
 from pathlib import Path
 
 from data.files import open_regular
 from utils.errors import DATA, UserError
+from utils.wording import printable, show_value
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+EXPORT = "export the labels as YOLO, COCO or VOC, and name what comes of it"
+ARCHIVE = "an archive; unpack it, and name the folder of its pictures"
+WRONG_KINDS = {  # given where a list is expected
+    ".json": "a JSON file; if it is COCO's, write format: coco",
+    ".xml": "an XML file; name the folder of the pictures here, and that of VOC's files: annotations: ...",
+    ".csv": f"a table; {EXPORT}, or a text file with the path of one picture a line",
+    **dict.fromkeys((".tsv", ".xlsx", ".xls", ".parquet"), f"a table; {EXPORT}"),
+    **dict.fromkeys((".tfrecord", ".tfrecords", ".record"), f"a TFRecord; {EXPORT}"),
+    **dict.fromkeys((".pkl", ".pickle", ".npy", ".npz", ".mat", ".h5", ".db"), f"no text; {EXPORT}"),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar"), ARCHIVE),
+    **dict.fromkeys((".yaml", ".yml"), "a YAML file; give it as --data"),
+}
 
 
 def walk_pictures(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[str]:
@@ -24,16 +40,80 @@ def walk_pictures(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterato
         yield from [prefix + name for name in files if name.lower().endswith(suffixes) and name[0] != "."]
 
 
-def read_list(path: Path, root: Path) -> Iterator[str]:
-    """Pictures of a list file: absolute, or relative to the file's folder, else to the data set's root."""
-    for line in read_lines(path):
-        yield find_listed(line, path, root) or os.path.normpath(os.path.join(path.parent, line))
+def read_list(path: Path, root: Path) -> list[str]:
+    """Pictures of a list file: absolute, or relative to the file's folder, else to the data set's root.
+
+    Windows' separators, quotes and lines that begin with # are understood. Where the pictures are named by
+    the folders of another machine, see ``_find_moved``. Raises ``UserError`` for a file of another kind.
+    """
+    lines = read_lines(path)
+    found = {line: find_listed(line, path, root) for line in lines}
+    missing = [line for line in found if found[line] is None and not line.startswith("#")]
+    if missing and len(missing) == len(found):
+        _check_looks_like_list(path, missing)
+    found |= _find_moved(missing, path, root)
+    return [
+        found[line] or os.path.normpath(os.path.join(path.parent, _clean(line)))
+        for line in lines
+        if found[line] or not line.startswith("#")
+    ]
 
 
 def find_listed(line: str, path: Path, root: Path) -> str | None:
     """The file that a line of the list file ``path`` names, where there is one; see ``read_list``."""
-    tried = (os.path.normpath(os.path.join(base, line)) for base in (path.parent, root))
+    names = (line,) if line == (clean := _clean(line)) else (line, clean)  # a name may hold a backslash
+    tried = (os.path.normpath(os.path.join(base, name)) for name in names for base in (path.parent, root))
     return next(filter(os.path.exists, tried), None)
+
+
+def wrong_kind(name: str) -> str:
+    """What to do about a file that is no list by its ending, '' where it may be one."""
+    ending = os.path.splitext(name)[1].lower()
+    return WRONG_KINDS.get(ending, "a picture; name its folder" if ending in SUFFIXES else "")
+
+
+def _clean(line: str) -> str:
+    return line.strip("'\" \t").replace("\\", "/")
+
+
+def _find_moved(lines: list[str], path: Path, root: Path) -> dict[str, str]:
+    """Line -> picture, of lines that name a folder of another machine: the part of the path that is here.
+
+    Only where there is no doubt: one folder stands for one of ours in all lines, and no two become the same.
+    It is stated, as pictures of the same names may be others.
+    """
+    found, places = {}, set()
+    for line in lines:
+        parts = _clean(line).split("/")
+        tails = ((place, "/".join(parts[place:])) for place in range(1, len(parts)))
+        for (place, tail), base in itertools.product(tails, dict.fromkeys((path.parent, root))):
+            if ".." not in parts[place:] and tail and os.path.exists(os.path.join(base, tail)):
+                found[line] = os.path.normpath(os.path.join(base, tail))
+                places.add(("/".join(parts[:place]), str(base)))
+                break
+    if len(places) != 1 or len(set(found.values())) < len(found):
+        return {}
+    ((there, here),) = places
+    _say(f"{path}: {len(found)} pictures are listed below {there or '/'}; taken for {here}")
+    return found
+
+
+@cache  # a list is read several times
+def _say(text: str) -> None:
+    print(printable(text))
+
+
+def _check_looks_like_list(path: Path, lines: list[str]) -> None:
+    """Raise ``UserError`` where a file of which no line is a file's path is something else."""
+    pictures = sum(_clean(line).lower().endswith(SUFFIXES) for line in lines)
+    if pictures or not any(set(line) & set(",;<{\t") for line in lines):
+        return
+    raise UserError(
+        f"{path}: this is no list of pictures (line 1: {show_value(lines[0])}); a list has the path of one "
+        "picture a line and nothing else: write one, or name the folder of the pictures, and convert the "
+        "labels to YOLO, COCO or VOC",
+        DATA,
+    )
 
 
 def read_lines(path: Path) -> list[str]:

@@ -81,6 +81,9 @@ def _cut(text: str, length: int) -> str:
 def paths_tried(search: Sequence[Path], entry: str | Path) -> list[Path]:
     """Every path that an entry of a YAML may mean, in the order in which they are looked for."""
     tried = [join(base, str(entry)) for base in search]
+    if "\\" in str(entry):  # written on Windows
+        entry = str(entry).replace("\\", "/")
+        tried += [join(base, entry) for base in search]
     if str(entry).startswith("../"):  # Roboflow writes ../train/images for its train/images
         tried += [join(base, str(entry)[3:]) for base in search]
     return list(dict.fromkeys(tried))

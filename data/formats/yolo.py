@@ -102,7 +102,11 @@ def _is_missing(num_rows: int | None, unreadable: bool) -> bool:
 
 
 def label_paths_of(pictures: list[str]) -> list[str]:
-    """The label file of every picture: the last folder images becomes labels; without one, beside it."""
+    """The label file of every picture: the last folder images becomes labels; without one, beside it.
+
+    Where there is no such folder labels, another folder images of the path may be meant, or labels that lie
+    beside their pictures all the same.
+    """
     prefixes: dict[str, str] = {}
     paths = []
     for picture in pictures:
@@ -113,11 +117,30 @@ def label_paths_of(pictures: list[str]) -> list[str]:
     return paths
 
 
-def _label_folder_of(folder: str) -> str:
+def label_folders(folder: str) -> list[str]:
+    """Folders in which the labels of a folder of pictures may lie, by their rank; the last is the folder."""
     parts = folder.split(os.sep)
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    return os.sep.join(parts)
+    places = [place for place, part in enumerate(parts) if part == "images"]
+    swapped = [os.sep.join([*parts[:place], "labels", *parts[place + 1 :]]) for place in reversed(places)]
+    return [*swapped, folder]
+
+
+def _label_folder_of(folder: str) -> str:
+    first, *others = label_folders(folder)
+    if not others or os.path.isdir(first):
+        return first
+    there = filter(os.path.isdir, others[:-1])
+    return next(there, folder if _holds_labels(folder) else first)
+
+
+def _holds_labels(folder: str) -> bool:
+    """Whether a label file lies beside its picture."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return False
+    labels = {name[:-4] for name in names if name.endswith(".txt")}
+    return any(name.rpartition(".")[0] in labels for name in names if not name.endswith(".txt"))
 
 
 def _read_chunk(files: list[str], rule: RowRule) -> _Files:
