@@ -2,9 +2,11 @@
 
 A save of last.pt goes through these files of its folder; killed anywhere, one of the last two is whole:
 
-    .last.pt.part       the new content, until it is on disk
+    .last.pt.X.part     the new content, until it is on disk; X is another one for each save
     last.previous.pt    the old file, from before the new one takes its name until that one is verified
     last.pt             the old file, then the new one
+
+Two processes that save at once, which only a failing lock lets happen, leave the file of one of them.
 """
 
 import contextlib
@@ -28,11 +30,10 @@ def replace_file(path: Path, data: memoryview, *, is_whole: Callable[[Path], boo
     ``is_whole`` says whether a file is sound. It is asked only where a killed save left a previous
     generation, which must not give way to a damaged file.
     """
-    part, previous = path.with_name(f".{path.name}.part"), previous_generation(path)
-    written = done = False
+    part, previous = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part"), previous_generation(path)
+    written, done = None, False
     try:
-        _write(part, data)
-        written = True
+        written = _write(part, data)
         _keep(path, previous, is_whole)
         os.replace(part, path)
         _sync_folder(path.parent)
@@ -40,7 +41,7 @@ def replace_file(path: Path, data: memoryview, *, is_whole: Callable[[Path], boo
         done = True
     finally:
         if written and not done:
-            _roll_back(path, previous, replaced=not part.exists())
+            _roll_back(path, previous, written=None if part.exists() else written)
         if not done:
             discard(part)
     discard(previous)
@@ -52,13 +53,19 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write(path: Path, data: memoryview) -> None:
-    """A new file with ``data``, on disk when this returns."""
-    number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+def parts_of_killed_saves(folder: Path, suffix: str) -> list[Path]:
+    """The new contents of files ``*suffix`` in ``folder`` that never took their names."""
+    return [path for path in folder.glob(".*.part") if f"{suffix}." in path.name]
+
+
+def _write(path: Path, data: memoryview) -> os.stat_result:
+    """A new file with ``data``, on disk when this returns its state."""
+    number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         while data:
             data = data[os.write(number, data) :]  # the kernel takes at most 2 GiB at once
         os.fsync(number)
+        return os.fstat(number)
     finally:
         os.close(number)
 
@@ -71,18 +78,23 @@ def _keep(path: Path, previous: Path, is_whole: Callable[[Path], bool]) -> None:
     if previous.exists():
         if not is_whole(path):
             return
-        previous.unlink()
+        previous.unlink(missing_ok=True)
     if not os.path.lexists(path):
         return
     try:
         os.link(path, previous)
+    except (FileExistsError, FileNotFoundError):
+        pass  # another process saves, too, and keeps a generation itself
     except OSError:
         os.replace(path, previous)
 
 
-def _roll_back(path: Path, previous: Path, *, replaced: bool) -> None:
-    """The state before the save: the old file at ``path``, or none."""
-    if replaced or not os.path.lexists(path):
+def _roll_back(path: Path, previous: Path, *, written: os.stat_result | None) -> None:
+    """The state before the save: the old file at ``path``, or none. ``written``: what took its place, if so."""
+    there = os.path.lexists(path)
+    if written and there and not os.path.samestat(os.stat(path), written):
+        return  # another process has saved meanwhile: that file is not ours to remove
+    if written or not there:
         if previous.exists():
             os.replace(previous, path)
         else:

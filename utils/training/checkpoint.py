@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import NON_FINITE, UserError
-from utils.training.atomic_file import discard, previous_generation, replace_file
+from utils.training.atomic_file import discard, parts_of_killed_saves, previous_generation, replace_file
 from utils.training.digest import digest_of
 from utils.training.safetensors_file import (
     SUFFIX,
@@ -100,7 +100,7 @@ def epoch_of(path: Path) -> int:
 def tidy(weights: Path) -> None:
     """Remove what killed saves left in the folder ``weights``; a previous generation that is needed stays."""
     for suffix in (".pt", SUFFIX):
-        for part in weights.glob(f".*{suffix}.part"):
+        for part in parts_of_killed_saves(weights, suffix):
             discard(part)
         for previous in weights.glob(f"*.previous{suffix}"):
             if _is_whole(previous.with_name(previous.name.removesuffix(f".previous{suffix}") + suffix)):
