@@ -36,6 +36,7 @@ from utils.training.device import autocast_dtype, free_memory
 from utils.training.optimizer import freeze
 from utils.training.reproducibility import seed_everything
 from utils.training.run_folder import make_run_folder
+from utils.training.run_lock import RunLock
 from utils.training.saver import Saver
 from utils.training.schedule import Rate
 from utils.training.signals import Stop
@@ -70,6 +71,7 @@ class Run:
     epoch: Epoch
     watch: StepWatch
     saver: Saver
+    lock: RunLock
     begun: int  # epochs that were done when this process took over
     started: float = field(default_factory=time.perf_counter)
     training: list[float] = field(default_factory=list)  # seconds of each epoch since then
@@ -129,9 +131,17 @@ class Run:
         return self.state.to_plain() | {"epoch_parts": self.epoch.to_plain()}
 
 
-def read_settings(args: Namespace) -> tuple[Resolved, Resumed | None]:
-    """The settings that the flags ask for, and the run that ``--resume`` means, whose own then count."""
+def read_settings(args: Namespace, lock: RunLock) -> tuple[Resolved, Resumed | None]:
+    """The settings that the flags ask for, and the run that ``--resume`` means, whose own then count.
+
+    A folder that is there already is locked before its last.pt is read, by the first rank.
+    """
     last = find_resumed(args)
+    folder = last.parent.parent if last else Path(args.project) / args.name
+    goes_there = last or args.exist_ok or args.resume == "auto"
+    if goes_there and folder.is_dir() and not args.show_plan and distributed.is_first_process():
+        lock.take(folder)
+        last = find_resumed(args)  # as whoever had it until now has left it
     if not last:
         if args.weights:
             load_detector(args.weights, "cpu")  # refuses a configuration that its own tensors do not bear out
@@ -236,7 +246,7 @@ def build_state(cfg: Config, data: Data, device: torch.device, *, weights: str =
 
 
 def build_run(
-    settings: Resolved, data: Data, resumed: Resumed | None, args: Namespace, *, device, stop: Stop
+    settings: Resolved, data: Data, resumed: Resumed | None, args: Namespace, *, device, stop: Stop, lock
 ) -> Run:
     """Everything a training works with, and its folder; where it goes on, in the state that it was in."""
     cfg = settings.config
@@ -251,17 +261,23 @@ def build_run(
 
     def find_folder() -> Path:  # made only now: what is refused leaves nothing behind
         exist_ok = args.exist_ok or args.resume == "auto"
-        return make_run_folder(args.project, args.name, exist_ok=exist_ok)
+        folder = make_run_folder(args.project, args.name, exist_ok=exist_ok)
+        lock.take(folder)
+        if args.resume == "auto" and find_resumed(args):
+            raise UserError(f"{folder}: another process has begun this run meanwhile; give the command again")
+        return folder
 
     folder = resumed.last.parent.parent if resumed else distributed.on_rank_zero(find_folder)
     about = {"config": config_to_plain(cfg), "origins": settings.origins, "names": list(data.spec.names)}
     about |= {"strides": list(state.model.strides), "data": describe_data(data), "versions": find_versions()}
-    saver = Saver(folder, about, minutes=0 if args.nosave else cfg.train.save_minutes)
+    saver = Saver(folder, about, minutes=0 if args.nosave else cfg.train.save_minutes, confirm=lock.confirm)
     if state.best["epoch"] > 0 and epoch_of(folder / "weights" / "best.pt") != state.best["epoch"]:
         saver.miss("best.pt")
     watch = StepWatch(folder if distributed.rank() == 0 else None)
     rate = Rate(cfg.train, len(data.train))
-    return Run(settings, data, state, folder, device, stop, rate, step, epoch, watch, saver, state.epoch)
+    return Run(
+        settings, data, state, folder, device, stop, rate, step, epoch, watch, saver, lock, state.epoch
+    )
 
 
 def restore(state: TrainState, epoch: Epoch, resumed: Resumed, cfg: TrainConfig) -> None:

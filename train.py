@@ -33,6 +33,7 @@ from utils.training.logger import RunLog, check_loggers, epoch_row
 from utils.training.optimizer import frozen_norms
 from utils.training.reproducibility import make_deterministic
 from utils.training.run_folder import make_run_folder
+from utils.training.run_lock import RunLock
 from utils.training.signals import Stop
 from val import (
     describe_measurement,
@@ -50,18 +51,19 @@ SAVE = 1  # their answer; a larger one is the exit code that a signal asks for
 
 def main() -> int:
     """Command line."""
-    with distributed.told_once():
-        args = train_parser().parse_args()
-        check_loggers(args.loggers)
-        settings, resumed = read_settings(args)
-    if settings.config.train.deterministic:
-        make_deterministic()
-    device = select_device(args.device, launch=shlex.join(sys.argv))
-    with distributed.session(device), Stop() as stop:
-        return set_up_and_train(args, settings, resumed, device=device, stop=stop)
+    with RunLock() as lock:
+        with distributed.told_once():
+            args = train_parser().parse_args()
+            check_loggers(args.loggers)
+            settings, resumed = read_settings(args, lock)
+        if settings.config.train.deterministic:
+            make_deterministic()
+        device = select_device(args.device, launch=shlex.join(sys.argv))
+        with distributed.session(device), Stop() as stop:
+            return set_up_and_train(args, settings, resumed, device=device, stop=stop, lock=lock)
 
 
-def set_up_and_train(args, settings, resumed, *, device, stop: Stop) -> int:
+def set_up_and_train(args, settings, resumed, *, device, stop: Stop, lock: RunLock) -> int:
     """All that has to be gone before the process leaves its group: see ``distributed.stop``."""
     with stop.at_once():
         settings, data = read_data(settings, resumed, device, download=args.download)
@@ -70,7 +72,7 @@ def set_up_and_train(args, settings, resumed, *, device, stop: Stop) -> int:
                 folder = make_run_folder(args.project, args.name, exist_ok=args.exist_ok)
                 draw_plans(folder / "plan", data, args.show_plan)
             return 0
-        run = build_run(settings, data, resumed, args, device=device, stop=stop)
+        run = build_run(settings, data, resumed, args, device=device, stop=stop, lock=lock)
         if run.is_finished():
             return 0
     return train(run, args)
@@ -119,6 +121,7 @@ def train_epochs(run: Run, log: RunLog | None, *, last_only: bool) -> int:
             return leave(run, code)
         row, looked, counted = end_epoch(run)
         if log:
+            run.lock.confirm()
             log.write(row | metrics, anatomy=looked, assignment=[counted])
         save_epoch(run, last=state.is_over(cfg.train) or not last_only)
         if log:

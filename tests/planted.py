@@ -15,6 +15,7 @@ from tests.resume import StopAt
 from train import train
 from utils.arguments import train_parser
 from utils.step import TrainStep
+from utils.training.run_lock import RunLock
 from utils.training.state import Update
 
 SMALL = (  # 0.12 M parameters; a step takes hundredths of a second
@@ -63,10 +64,11 @@ class Altered:
 def set_up(*flags, stop: tuple[int, int] | None = None, **altered) -> Training:
     """As train.py does it. ``stop``: the place where a signal comes; the rest is ``Altered``'s."""
     args = train_parser().parse_args(list(map(str, flags)))
-    settings, resumed = read_settings(args)
-    settings, data = read_data(settings, resumed, CPU, download=False)
-    signal = StopAt(stop)
-    run = signal.run = build_run(settings, data, resumed, args, device=CPU, stop=signal)
+    with RunLock() as lock:
+        settings, resumed = read_settings(args, lock)
+        settings, data = read_data(settings, resumed, CPU, download=False)
+        signal = StopAt(stop)
+        run = signal.run = build_run(settings, data, resumed, args, device=CPU, stop=signal, lock=lock)
     run.step = Altered(run.step, **altered)
     return Training(run, args)
 

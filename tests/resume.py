@@ -18,6 +18,7 @@ from torch import Tensor
 import train
 from run_setup import Run, build_run, read_data, read_settings
 from utils.arguments import train_parser
+from utils.training.run_lock import RunLock
 from utils.training.signals import TERMINATED, Stop
 from utils.training.state import TrainState
 
@@ -75,17 +76,18 @@ def train_here(*flags, stop: Stop | None = None, prepare: Callable[[Run], None] 
     """``train.py *flags`` in this process; ``prepare`` may change the run before it begins."""
     args = train_parser().parse_args(list(map(str, flags)))
     device, stop = torch.device("cpu"), stop or Stop()
-    settings, resumed = read_settings(args)
-    settings, data = read_data(settings, resumed, device, download=False)
-    run = stop.run = build_run(settings, data, resumed, args, device=device, stop=stop)
-    if prepare:
-        prepare(run)
-    try:
-        code = train.train(run, args)
-    except SystemExit as ended:
-        code = ended.code
-    finally:
-        run.data.train.close()
+    with RunLock() as lock:
+        settings, resumed = read_settings(args, lock)
+        settings, data = read_data(settings, resumed, device, download=False)
+        run = stop.run = build_run(settings, data, resumed, args, device=device, stop=stop, lock=lock)
+        if prepare:
+            prepare(run)
+        try:
+            code = train.train(run, args)
+        except SystemExit as ended:
+            code = ended.code
+        finally:
+            run.data.train.close()
     return Ended(code, run.folder, run)
 
 

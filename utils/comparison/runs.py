@@ -22,6 +22,7 @@ import torch
 from utils.comparison.plan import Plan, Run
 from utils.config_files import ROOT
 from utils.errors import OUR_FAULT, UserError
+from utils.training.run_lock import RunLock
 from utils.wording import figure
 
 TRAINING, MEASURING = "training", "measuring"
@@ -84,13 +85,9 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".lock", "w", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with RunLock("compared") as lock:
+            lock.take(folder)
             yield
-    except BlockingIOError as error:
-        raise UserError(
-            f"{folder}: another comparison is at work there. Wait for it, end it, or give another --name"
-        ) from error
     except OSError as error:
         raise UserError(
             f"{error.filename or folder}: {error.strerror}. Mend it, then give the same command again; what "

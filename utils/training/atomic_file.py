@@ -90,7 +90,7 @@ def _keep(path: Path, previous: Path, is_whole: Callable[[Path], bool]) -> None:
 
 
 def _roll_back(path: Path, previous: Path, *, written: os.stat_result | None) -> None:
-    """The state before the save: the old file at ``path``, or none. ``written``: what took its place, if so."""
+    """The state before the save: the old file at ``path``, or none. ``written``: what took its place."""
     there = os.path.lexists(path)
     if written and there and not os.path.samestat(os.stat(path), written):
         return  # another process has saved meanwhile: that file is not ours to remove

@@ -47,6 +47,11 @@ def launched_by_torchrun() -> bool:
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def is_first_process() -> bool:
+    """Whether this is, or will be, rank 0: also before there is a ``session``."""
+    return not launched_by_torchrun() or os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def told_once() -> Iterator[None]:
     """For what all ranks do before there is a ``session``, such as reading their flags.

