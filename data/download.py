@@ -297,8 +297,7 @@ def _fetch_entry(entry: Download, folder: Path, tops: tuple[str, ...]) -> Fetche
     _keep_sum(entry.url, fetched)
     print(f"unpacked {unpacked.num_files:,} files into {target}")
     if unpacked.left_out:
-        text = f"{unpacked.left_out:,} files, such as {unpacked.example}"
-        print(f"left out, as they are no pictures, labels or text: {text}")
+        print(f"left out, as no pictures, labels or text: {unpacked.left_out:,}, such as {unpacked.example}")
     return fetched
 
 

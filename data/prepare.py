@@ -33,7 +33,8 @@ def _fetch_missing(yaml: Path, root: str | Path) -> None:
     content = read_yaml(yaml, code=DATA)
     place = find_place(yaml, content, root)
     if place.state != "partial" and _is_there(place.search, [content.get(key) for key in ENTRIES]):
-        print(f"{yaml}: the data is there already: nothing to fetch")
+        where = f" in {place.folder}" if place.state == "complete" else ""
+        print(f"{yaml}: the data is there already{where}: nothing to fetch")
     else:
         top = Path(content.get("path") or "").name  # the folder that its archives are packed in, often
         fetch_all(place.downloads, place.folder, where=yaml, tops=(top,))

@@ -36,7 +36,7 @@ SMALL = 64 * 2**20
 RESERVE = 256 * 2**20
 # What comes out of an archive: nothing that Python, a shell or a linker would ever run or read on its own.
 KEPT = (*SUFFIXES, ".gif", ".jpe", ".jfif", ".pbm", ".pnm")
-KEPT = (*KEPT, ".txt", ".md", ".names", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml")
+KEPT = (*KEPT, ".txt", ".md", ".names", ".data", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml")
 KEPT_NAMES = ("readme", "license", "licence", "copying", "notice")  # files that have no ending
 SPECIAL = "is a link, a device, a pipe or a sparse file"
 STEERING = r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"  # in names: control, direction

@@ -309,7 +309,7 @@ def test_a_yaml_never_decides_where_an_archive_lands(path, place, server, tmp_pa
     inside = {"images", "images/a.jpg", "labels", "labels/a.txt", "data.yaml", RECORD}
     assert new == {folder, *(f"{folder}/{name}" for name in inside)}
     assert json.loads((area / folder / RECORD).read_text()).keys() == {f"{server.url}/evil.zip "}
-    assert f"left out, as they are no pictures, labels or text: {len(EVIL)} files" in capsys.readouterr().out
+    assert f"left out, as no pictures, labels or text: {len(EVIL)}, such as" in capsys.readouterr().out
     assert split_sources(load_data_spec(yaml), "train") == [area / folder / "images"]  # in later runs, too
     assert load_data_spec(yaml).yaml == yaml and load_data_spec(yaml).root == area / folder
     prepare_data(yaml, download=True)
