@@ -21,7 +21,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from data.files import open_regular
+from utils.files import open_regular
 
 CHUNK = 4096  # files
 BLOCK = 1 << 20  # bytes hashed at a time: memory does not grow with a file that is no cache of ours

@@ -25,10 +25,10 @@ from typing import NamedTuple
 
 from data.cache import cache_folder, replacing
 from data.fetch import Fetched, fetch_file
-from data.files import open_regular
 from data.unpack import Refused, split_name, unpack
 from utils.config import DataConfig
 from utils.errors import DATA, USAGE, UserError
+from utils.files import open_regular
 from utils.wording import show_value
 
 REPOSITORY = Path(__file__).resolve().parents[1]

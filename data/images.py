@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data.files import open_regular
 from utils.errors import DATA, UserError
+from utils.files import open_regular
 
 MAX_PIXELS = 200_000_000
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF")  # none that starts other programs

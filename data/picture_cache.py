@@ -23,11 +23,11 @@ import torch
 from tqdm import tqdm
 
 from data.cache import cache_folder, stat_files
-from data.files import open_regular
 from data.index import Index, path_of
 from data.letterbox import resize
 from data.pictures import DecodedPictures, fitted_sizes
 from utils.errors import UserError
+from utils.files import open_regular
 from utils.training.device import free_memory
 from utils.training.distributed import barrier, on_each_node
 

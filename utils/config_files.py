@@ -15,6 +15,7 @@ import yaml
 
 from utils.config import KEYS, SECTIONS, Config, Entry, Resolved, build_config
 from utils.errors import USAGE, UserError
+from utils.files import open_regular
 from utils.wording import show_value
 from utils.yolov5_names import ABSENT, RENAMED
 
@@ -111,9 +112,9 @@ def display_path(path: Path | str) -> str:
 
 def _read_text(path: Path | str, name: str, code: int) -> str:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError: a pipe, or a NUL in the name
         raise UserError(
             f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})", code
         ) from error

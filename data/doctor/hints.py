@@ -15,6 +15,7 @@ from data.formats.problems import Problem
 from data.formats.sources import DataSpec
 from data.formats.yolo_rows import RowRule, box_of, parse_labels
 from data.index import Found, path_of
+from utils.files import open_regular
 
 FILES = 400  # label files of a split that are looked at, evenly spread
 ENOUGH = 20  # rows: fewer say nothing
@@ -155,7 +156,7 @@ def _sample_rows(found: Found, rule: RowRule) -> Rows:
     rows, files, with_bom = [], [], 0
     for path in found.label_files[::step]:
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 data = file.read()
         except (OSError, ValueError):  # told by the reader, or a picture without labels
             continue

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.files import open_regular
 from data.formats.labels import RawLabels
 from data.formats.problems import Problem
 from utils.errors import DATA, UserError
+from utils.files import open_regular
 from utils.wording import show_value
 
 LISTS = ("images", "annotations", "categories")

@@ -7,8 +7,8 @@ from functools import cache
 from io import TextIOWrapper
 from pathlib import Path
 
-from data.files import open_regular
 from utils.errors import DATA, UserError
+from utils.files import open_regular
 from utils.wording import printable, show_value
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")

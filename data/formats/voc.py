@@ -14,11 +14,11 @@ from xml.parsers import expat
 
 import numpy as np
 
-from data.files import open_regular
 from data.formats.labels import RawLabels
 from data.formats.problems import Problem, dangling_link, show_problem
 from data.formats.xml_text import read_encoded
 from utils.errors import DATA, UserError
+from utils.files import open_regular
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 DIFFICULT = {

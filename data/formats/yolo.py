@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.files import open_regular
 from data.formats.labels import RawLabels
 from data.formats.problems import Problem, dangling_link
 from data.formats.row_tasks import LongRow, explain_pose, sample_rows
 from data.formats.yolo_rows import BOX_COLUMNS, UNSAID, ParsedRows, RowRule, box_of, parse_labels
 from utils.errors import DATA, UserError
+from utils.files import open_regular
 
 MAX_BYTES = 20_000_000  # 300 polygons of 4,000 points
 PIXELS = 2.0  # larger coordinates can only be pixels

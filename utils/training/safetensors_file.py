@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from utils.files import open_regular
 from utils.training.weights_file import ForeignError, explained, show_key
 
 SUFFIX = ".safetensors"
@@ -70,7 +71,12 @@ def pack_safetensors(content: Mapping[str, Any]) -> memoryview:
 def read_safetensors(path: Path) -> dict[str, Any]:
     """The content that was packed; an ``UnreadableError`` where the file is none, or made to harm."""
     with explained(path):
-        data = bytearray(path.read_bytes())  # which can be written to, as tensors must be
+        with open_regular(path) as file:
+            # Before the rest, of which there may be 10 GB, is read into memory.
+            if not looks_like_safetensors(file.read(9)):
+                raise ForeignError("is damaged: its header is no table")
+            file.seek(0)
+            data = bytearray(file.read())  # which can be written to, as tensors must be
         texts, spans, begin = _read_header(data)
         content = {key: text if key in _PLAIN else _parse(text) for key, text in texts.items()}
         if content.pop("format", None) != "pt" or "ema" in content:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from data.files import open_regular
 from data.index import load_split
 from data.spec import load_data_spec
 from tests.data.test_formats import make_pictures, write_coco, write_voc, write_yolo
 from utils.errors import UserError
+from utils.files import open_regular
 
 
 def pipe(path: Path) -> None:
@@ -61,7 +61,7 @@ def test_other_files_that_are_no_files_are_refused(name, kind, tmp_path):
         yaml.unlink()
     (yaml.parent / name).unlink(missing_ok=True)
     kind(yaml.parent / name)
-    with pytest.raises(UserError, match=r"regular file|usual layouts|not found"):
+    with pytest.raises(UserError, match=r"regular file|usual layouts|not found|neither a file nor a folder"):
         load_split(load_data_spec(yaml if name == "data.yaml" else yaml.parent), "train")
 
 
