@@ -18,6 +18,7 @@ from data.check import check_before_training
 from data.formats.sources import format_classes
 from data.images import decode_image
 from data.index import Index, fingerprint, load_split, path_of
+from data.pixels import Pixels, pixels_of
 from data.prepare import prepare_data
 from data.run_data import ground_truth_of
 from data.spec import check_there, load_data_spec, remembered
@@ -40,6 +41,7 @@ class Pictures(NamedTuple):
     index: Index
     truth: dict  # COCO ground truth
     fingerprint: str
+    pixels: Pixels  # how values become 0..255
     training: str  # fingerprint of the training pictures, '' where nothing is trained
 
 
@@ -106,7 +108,7 @@ def load_pictures(plan: Plan, *, train: bool, source: str = "") -> Pictures:
         check_there(spec, ["val"] if source else ())
     if train:
         print(format_classes(spec))
-        check_before_training(spec, config)
+        config = check_before_training(spec, config).config
     options = {"single_cls": config.data.single_cls, "label_errors": config.data.label_errors}
     index, _ = load_split(spec, "val", **options)
     training = fingerprint(load_split(spec, "train", **options)[0], spec.names) if train else ""
@@ -114,10 +116,10 @@ def load_pictures(plan: Plan, *, train: bool, source: str = "") -> Pictures:
         raise UserError(
             f"{spec.yaml}: the validation pictures hold no box; there is nothing to compare", DATA
         )
-    truth = ground_truth_of(index, spec)
+    truth, pixels = ground_truth_of(index, spec), pixels_of(config.data)
     for line in describe_crowding(crowding_of(truth), config.val.max_det):
         print(f"note: {line}")
-    return Pictures(index, truth, fingerprint(index, spec.names), training)
+    return Pictures(index, truth, fingerprint(index, spec.names), pixels, training)
 
 
 def describe(plan: Plan, *, num_slots: int) -> str:
@@ -151,7 +153,7 @@ def report(plan: Plan, seeds: list[int], pictures: Pictures) -> None:
         {name: measured[group.runs[seeds[0]].name].rows for name, group in plan.groups.items()},
         truth,
         conf=plan.groups[plan.baseline].config.val.detect_conf,
-        open_picture=lambda number: decode_image(path_of(index, places[number])),
+        open_picture=lambda number: decode_image(path_of(index, places[number]), pixels=pictures.pixels),
     )
     print(f"\n{format_comparison(content)}\n")
     try:

@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 
 from data.formats.listing import SUFFIXES, read_list, walk_pictures
-from data.images import decode_image
+from data.images import decode_image, is_deep
 from data.letterbox import rounding_note
+from data.pixels import is_dark
 from inference import LoadedDetector, load_detector
 from models.memory import check_use_memory
 from utils.arguments import detect_parser
@@ -43,7 +44,7 @@ def main() -> int:
         print(note)
     if args.show_sigma and not detector.config.model.reg_max:
         print("--show-sigma shows nothing: these weights have plain sides, without a distribution")
-    results, unreadable, full = ResultFolder(folder, detector.names, args), 0, 0
+    results, unreadable, full, dark = ResultFolder(folder, detector.names, args), 0, 0, []
     limit = detector.config.val.max_det
     for path in pictures:
         try:
@@ -54,9 +55,17 @@ def main() -> int:
             continue
         print(f"{printable(path)}: {summarise(found, detector.names)}{at_limit(found, limit)}")
         full += len(found.labels) >= limit
+        if not detector.pixels.range and is_deep(path) and is_dark(decode_image(path)):
+            dark.append(path)
         results.write(path, picture, found)
     if full:
         print(f"{full} pictures have {limit} boxes, the limit, and perhaps more objects: raise --max-det")
+    if dark:
+        print(
+            f"warning: {len(dark)} pictures are nearly black, such as {printable(dark[0])}: of values deeper "
+            "than 8 bits the high byte is taken, as these weights saw none in training. "
+            "--set data.pixel_range=[low,high] says which values are black and white"
+        )
     print(f"{len(pictures) - unreadable} pictures done, {unreadable} skipped; results: {folder}")
     return DATA if unreadable else OK
 

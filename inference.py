@@ -17,10 +17,11 @@ from data.letterbox import (
     rect_shape,
     restore,
 )
+from data.pixels import Pixels, pixels_of
 from models.detector import Detector, build_detector
 from utils.config import Config, ModelConfig
 from utils.config_files import config_from_plain
-from utils.errors import UserError
+from utils.errors import DATA, UserError
 from utils.postprocess import postprocess
 from utils.settings import override
 from utils.structures import Detections
@@ -40,6 +41,11 @@ class LoadedDetector:
     def shape(self) -> tuple[int, int]:
         """(height, width) of the input."""
         return input_shape(self.config.data.imgsz, self.stride)
+
+    @property
+    def pixels(self) -> Pixels:
+        """How the values of picture files become 0..255, as in the training."""
+        return pixels_of(self.config.data)
 
     def plan(self, size: tuple[int, int], *, rect: bool | None = None) -> Letterbox:
         """How a picture of ``size`` (height, width) lies in its input; ``rect`` as in a call."""
@@ -61,16 +67,19 @@ class LoadedDetector:
         """The objects of one picture: a path, or (H, W, 3) uint8 RGB. Boxes are in the picture's own pixels.
 
         A file much larger than the input is decoded reduced, as in training and validation; an array is
-        resized, which gives pixels that differ a little.
+        resized, which gives pixels that differ a little. Values of files deeper than 8 bits become 0..255 as
+        in the training; an array of another type or shape is a ``UserError``.
         Thresholds and ``rect`` (pad to a multiple of the stride, not to a square) default to ``config``'s.
         """
         given = {"val.detect_conf": ("conf", conf), "val.detect_iou": ("iou", iou)}
         config = override(self.config, given | {"val.max_det": ("max_det", max_det)})
         if isinstance(picture, np.ndarray):
+            check_array(picture)
             letterbox = self.plan(picture.shape[:2], rect=rect)
         else:
             letterbox = self.plan(read_size(picture), rect=rect)
-            picture = decode_image(picture, reduction=letterbox.reduction, size=letterbox.size)
+            known = {"reduction": letterbox.reduction, "size": letterbox.size, "pixels": self.pixels}
+            picture = decode_image(picture, **known)
         image = torch.from_numpy(apply_letterbox(picture, letterbox)).permute(2, 0, 1)[None]
         with torch.inference_mode():
             pred = self.model(image.to(self.device))
@@ -83,6 +92,16 @@ class LoadedDetector:
             agnostic=agnostic,
         )
         return restore(found, letterbox)
+
+
+def check_array(picture: np.ndarray) -> None:
+    """A picture given as an array is (H, W, 3) uint8: nobody can tell what else its values mean."""
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+        raise UserError(
+            f"a picture given as an array must be (height, width, 3) uint8 RGB, not {picture.shape} "
+            f"{picture.dtype}; give the path of its file, or bring it to 0..255 first",
+            DATA,
+        )
 
 
 def load_detector(

@@ -155,7 +155,7 @@ def read_settings(args: Namespace, lock: RunLock) -> tuple[Resolved, Resumed | N
 def read_data(
     asked: Resolved, resumed: Resumed | None, device: torch.device, *, download: bool
 ) -> tuple[Resolved, Data]:
-    """The data, and the settings with a number in place of ``--batch-size auto``.
+    """The data, and the settings with what was found in place of ``auto``: batch size, range of the pixels.
 
     A run goes on with the data that it began with, or not at all.
     """
@@ -164,6 +164,7 @@ def read_data(
     if auto:
         settings = set_batch_size(asked, default_batch_size(distributed.world_size()))
     data = load_data(settings.config, device, download=download, source=remembers_data(asked, resumed))
+    settings, asked = (set_pixel_range(item, data.pixel_range) for item in (settings, asked))
     if resumed:
         names, last = tuple(resumed.content["names"]), resumed.last
         check_names(names, data.spec.names, weights=str(last), data=data.spec.yaml)
@@ -180,6 +181,15 @@ def read_data(
         why = "" if device.type == "cuda" else ", the default: there is no GPU whose memory could be filled"
         print(f"--batch-size auto: {settings.config.train.batch_size}{why}")
     return settings, data
+
+
+def set_pixel_range(settings: Resolved, found: str | tuple[float, float]) -> Resolved:
+    """The settings with the range that ``data.pixel_range: auto`` stands for in these training pictures."""
+    if settings.config.data.pixel_range == found:
+        return settings
+    data = settings.config.data.model_copy(update={"pixel_range": found})
+    config = settings.config.model_copy(update={"data": data})
+    return Resolved(config, settings.origins | {"data.pixel_range": "the training pictures"})
 
 
 def remembers_data(asked: Resolved, resumed: Resumed | None) -> str:

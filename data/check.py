@@ -73,14 +73,17 @@ def main() -> int:
     return OK if diagnosis.trainable else DATA
 
 
-def check_before_training(spec: DataSpec, config: Config) -> None:
+def check_before_training(spec: DataSpec, config: Config) -> Diagnosis:
     """Read and check train and val; print what there is to say about them.
+
+    The configuration of what is returned has the range of the pixels in place of ``auto``.
 
     An error of the doctor's is a ``UserError``: training would stop later, or learn nonsense.
     """
     diagnosis = diagnose(spec, config, splits=NEEDED)
     for split, report in diagnosis.reports.items():
         print(f"{split}: {format_report(report)}")
+    print(diagnosis.pixels)
     if diagnosis.bins:
         print(format_audit(diagnosis.bins))
     errors = [finding for finding in diagnosis.findings if finding.severity == "error"]
@@ -92,6 +95,7 @@ def check_before_training(spec: DataSpec, config: Config) -> None:
         if finding.severity == "warning":
             print(show_finding(finding))
     print(f"{verdict(diagnosis).splitlines()[0]}; {more}")
+    return diagnosis
 
 
 def _with_missing(diagnosis: Diagnosis) -> Diagnosis:

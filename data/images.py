@@ -1,10 +1,13 @@
 """The one place where picture files become pixels: (H, W, 3) uint8 RGB, turned as the EXIF orientation says.
 
-Ordinary JPEGs and PNGs go through OpenCV, everything else through Pillow. What is decided here:
+Ordinary JPEGs and PNGs go through OpenCV, deep TIFFs through ``data.tiff``, everything else through Pillow.
+What is decided here:
 
 * transparency: alpha is dropped, the colours below it stay as stored (OpenCV does the same);
-* 16 bits a channel: the high byte is kept (``>> 8``), no stretching to the picture's own range;
-* several frames, pages or pictures in a file: the first one;
+* more than 8 bits a channel, signed values, floats: mapped to 0..255 by the data set's one rule, never by the
+  picture's own range (``data.pixels``); 8 bits stay as stored;
+* several frames, pages or pictures in a file: the first one; of more than three bands the first three, unless
+  ``data.bands`` chooses among the bands, or pages, of a TIFF;
 * a file cut short is an error. Half-grey pictures (some OpenCV releases return them) would train silently;
 * a picture larger than its use is decoded at 1/2, 1/4 or 1/8 (``choose_reduction``), where that divides both
   sides: pixel i of the reduced picture covers the pixels [ri, ri + r) of the whole one, whatever the
@@ -14,13 +17,16 @@ Ordinary JPEGs and PNGs go through OpenCV, everything else through Pillow. What 
 Sizes are (height, width).
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from data import tiff
+from data.pixels import AS_STORED, Pixels, check_bands, choose_bands, to_eight_bits
 from utils.errors import DATA, UserError
 from utils.files import open_regular
 
@@ -57,49 +63,188 @@ def choose_reduction(size: tuple[int, int], needed: tuple[float, float]) -> int:
     return max(fits, default=1)
 
 
-def decode_image(path: str | Path, *, reduction: int = 1, size: tuple[int, int] | None = None) -> np.ndarray:
+class Header(NamedTuple):
+    """What the first bytes of a file tell about its pixels."""
+
+    size: tuple[int, int]  # as ``decode_image`` returns it
+    deep: bool  # whether values need a range to become 0..255
+    pages: int  # pictures in the file: pages alike of a TIFF, frames of an animation
+    bands: int  # of a pixel, alpha among them
+
+
+class _Opened(NamedTuple):
+    """A file whose header was read."""
+
+    size: tuple[int, int]
+    orientation: int  # EXIF's, still to be applied
+    image: Image.Image | None  # None where Pillow does not know this kind of TIFF
+    stored: Callable[[], np.ndarray] | None  # (H, W, B) values of deep or many-band pictures, not turned
+    pages: list[tiff.Page]  # of a TIFF
+
+    @property
+    def deep(self) -> bool:
+        """Whether values need a range to become 0..255."""
+        return self.stored is not None and not (self.pages and not self.pages[0].deep)
+
+
+def decode_image(
+    path: str | Path, *, reduction: int = 1, size: tuple[int, int] | None = None, pixels: Pixels = AS_STORED
+) -> np.ndarray:
     """Pixels of a picture file, (H / reduction, W / reduction, 3) uint8 RGB, EXIF orientation applied.
 
     ``size`` is the whole picture's as the caller knows it, from ``read_size`` or the index: a file that has
     another one by now is an error, like every file that cannot be read whole. ``reduction`` must divide both
-    sides (``choose_reduction``).
+    sides (``choose_reduction``). ``pixels``: how values deeper than 8 bits become 0..255, and which bands.
     """
     try:
-        with open_regular(path) as file, _open(file) as image:
-            _check_size(_size(image), size, reduction)
-            orientation = _orientation(image)
-            pixels = _decode_with_opencv(file, image, reduction)
-            if pixels is None:
-                pixels = _average(_decode_with_pillow(image), reduction)
+        with open_regular(path) as file:
+            opened = _open(file, pixels.bands)
+            _check_size(opened.size, size, reduction)
+            values = _read_values(file, opened, reduction, pixels.bands)
+            values = to_eight_bits(values, pixels.range)
+            if values.shape[0] * values.shape[1] == opened.size[0] * opened.size[1]:  # JPEGs come reduced
+                values = _average(values, reduction)
     # On malformed files Pillow's and OpenCV's parsers raise nearly anything (SyntaxError, struct.error, ...).
     except Exception as error:
         raise _picture_error(path, error) from error
-    return np.ascontiguousarray(_orient(pixels, orientation))
+    return np.ascontiguousarray(_orient(values, opened.orientation))
+
+
+def read_stored(path: str | Path, bands: tuple[int, int, int] | None = None) -> np.ndarray:
+    """(H, W, 3) the values that ``decode_image`` maps to 0..255, of any type, not turned."""
+    try:
+        with open_regular(path) as file:
+            return _read_values(file, _open(file, bands), 1, bands)
+    except Exception as error:  # as above
+        raise _picture_error(path, error) from error
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of a picture as ``decode_image`` returns it, from the header only."""
     try:
-        with open_regular(path) as file, _open(file) as image:
-            return _size(image)
+        with open_regular(path) as file:
+            return _open(file).size
     except Exception as error:  # as above
         raise _picture_error(path, error) from error
 
 
-def _open(file: BinaryIO) -> Image.Image:
-    """Read the header with Pillow and check the pixel limit."""
+def is_deep(path: str | Path) -> bool:
+    """Whether a file's values need a range to become 0..255; False for one that cannot be read.
+
+    By its first bytes, as this is asked of every picture of a data set.
+    """
+    try:
+        with open_regular(path) as file:
+            head = file.read(25)
+            if head.startswith(b"\x89PNG"):
+                return head[24:] == b"\x10"  # bits of a value
+            return (head[:4] in tiff.MAGIC or head[:1] == b"P") and _open(file).deep
+    except Exception:  # as above; whoever decodes it will say what is wrong
+        return False
+
+
+def read_header(path: str | Path) -> Header:
+    """What is known of a picture before its pixels are decoded. Counting frames may read the whole file."""
+    try:
+        with open_regular(path) as file:
+            opened = _open(file)
+            if opened.pages:
+                pages, bands = len(tiff.read_pages(file)), opened.pages[0].bands
+            else:
+                pages, bands = getattr(opened.image, "n_frames", 1), len(opened.image.getbands())
+            return Header(opened.size, opened.deep, pages, bands)
+    except Exception as error:  # as above
+        raise _picture_error(path, error) from error
+
+
+def _read_values(
+    file: BinaryIO, opened: _Opened, reduction: int, bands: tuple[int, int, int] | None
+) -> np.ndarray:
+    """(H, W, 3) values before they are mapped to 0..255, JPEGs reduced, all others whole."""
+    if opened.pages and opened.stored:
+        return opened.stored()
+    if opened.stored:
+        return choose_bands(opened.stored(), bands)
+    pixels = _decode_with_opencv(file, opened.image, reduction)
+    pixels = _decode_with_pillow(opened.image) if pixels is None else pixels
+    return choose_bands(pixels, bands) if bands else pixels
+
+
+def _open(file: BinaryIO, bands: tuple[int, int, int] | None = None) -> _Opened:
+    """Read the header and check the pixel limit."""
+    pages = tiff.read_pages(file, most=tiff.MOST_PAGES if bands else 1) if tiff.is_tiff(file) else []
+    if pages and (pages[0].beyond_pillow or (bands and pages[0].plain)):
+        page = pages[0]
+        _check_limit(page.size[1], page.size[0])
+        turned = page.size[::-1] if page.orientation >= 5 else page.size
+        return _Opened(turned, page.orientation, None, lambda: _read_tiff(file, pages, bands), pages)
+    file.seek(0)
     image = Image.open(file, formats=FORMATS)
     width, height = image.size
+    _check_limit(width, height)
+    orientation = _orientation(image)
+    size = (width, height) if orientation >= 5 else (height, width)
+    return _Opened(size, orientation, image, _find_deep_reader(file, image), pages)
+
+
+def _read_tiff(file: BinaryIO, pages: list[tiff.Page], bands: tuple[int, int, int] | None) -> np.ndarray:
+    """(H, W, 3) of the bands of all pages, counted on from page to page."""
+    file.seek(0)
+    data, count = file.read(), pages[0].bands
+    if bands is None:
+        return choose_bands(tiff.read_bands(data, pages, range(1, min(count, 3) + 1)), None)
+    check_bands(bands, count * len(pages))
+    return tiff.read_bands(data, pages, bands)
+
+
+def _check_limit(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{width} x {height} pixels")
     if width < 1 or height < 1:
         raise ValueError(f"the header says {width} x {height} pixels")
-    return image
 
 
-def _size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    return (width, height) if _orientation(image) >= 5 else (height, width)
+def _find_deep_reader(file: BinaryIO, image: Image.Image) -> Callable[[], np.ndarray] | None:
+    """What reads the stored values of a PNG or PNM of more than 8 bits; None for all others."""
+    form = image.tile[0][3] if image.format in ("PNG", "PPM") and image.tile else None
+    if image.format == "PNG" and str(form).endswith("16B"):
+        return lambda: _read_deep_png(file)
+    if image.format == "PPM" and image.mode in ("I", "F"):
+        return lambda: _read_deep_grey(image)
+    if image.format == "PPM" and isinstance(form, tuple) and form[0] == "RGB" and form[1] > 255:
+        return lambda: _read_deep_ppm(file, image)
+    return None
+
+
+def _read_deep_png(file: BinaryIO) -> np.ndarray:
+    file.seek(0)
+    data = file.read()
+    if data.rfind(b"IEND") < 0:  # the end chunk
+        raise ValueError("the file is truncated: the end of the PNG is missing")
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise ValueError("this PNG cannot be decoded; is it whole?")
+    return values[..., None] if values.ndim == 2 else values[..., 2::-1]  # BGR; alpha is dropped
+
+
+def _read_deep_grey(image: Image.Image) -> np.ndarray:
+    """Floats as they are; integers of a PGM on the scale 0..65535, whose end the file itself names."""
+    image.load()
+    values = np.asarray(image)
+    return (values if image.mode == "F" else values.astype(np.uint16))[..., None]
+
+
+def _read_deep_ppm(file: BinaryIO, image: Image.Image) -> np.ndarray:
+    """As ``_read_deep_grey``, for colour, of which Pillow keeps 8 bits."""
+    codec, _, offset, (_, most) = image.tile[0]
+    if codec != "ppm":  # numbers as text: 8 bits are what there is
+        return _decode_with_pillow(image)
+    file.seek(offset)
+    data = file.read(6 * image.width * image.height)
+    if len(data) < 6 * image.width * image.height:
+        raise ValueError("the file is truncated")
+    values = np.frombuffer(data, ">u2").astype(np.uint32).reshape(image.height, image.width, 3)
+    return ((values * 65535 + most // 2) // most).clip(0, 65535).astype(np.uint16)
 
 
 def _check_size(found: tuple[int, int], known: tuple[int, int] | None, reduction: int) -> None:
@@ -145,7 +290,7 @@ def _orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _decode_with_opencv(file: BinaryIO, image: Image.Image, reduction: int) -> np.ndarray | None:
-    """Reduced pixels of ordinary JPEGs and PNGs, not yet turned. None for all else.
+    """Pixels of ordinary JPEGs, reduced, and PNGs, whole, not yet turned. None for all else.
 
     None also where OpenCV fails: then Pillow has the last word and names the reason.
     """
@@ -158,7 +303,8 @@ def _decode_with_opencv(file: BinaryIO, image: Image.Image, reduction: int) -> n
         return None
     file.seek(0)
     pixels = decode(file.read(), reduction)
-    right = pixels is not None and pixels.shape[:2] == (image.height // reduction, image.width // reduction)
+    done = reduction if decode is _decode_jpeg else 1
+    right = pixels is not None and pixels.shape[:2] == (image.height // done, image.width // done)
     return pixels if right else None
 
 
@@ -171,8 +317,7 @@ def _decode_jpeg(data: bytes, reduction: int) -> np.ndarray | None:
 def _decode_png(data: bytes, reduction: int) -> np.ndarray | None:
     if data.rfind(b"IEND") < 0:  # the end chunk
         return None
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), CV2_FLAGS)
-    return None if pixels is None else _average(pixels, reduction)
+    return cv2.imdecode(np.frombuffer(data, np.uint8), CV2_FLAGS)
 
 
 def _jpeg_scan_start(data: bytes) -> int:
@@ -197,18 +342,7 @@ def _jpeg_scan_start(data: bytes) -> int:
 def _decode_with_pillow(image: Image.Image) -> np.ndarray:
     """First frame as RGB; Pillow raises where the file is cut short."""
     image.load()
-    if image.mode == "F":
-        raise ValueError("pixels are 32-bit floats; convert the picture to 8 or 16 bits")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _grey_from_16_bits(np.asarray(image))
     return np.array(image.convert("RGB"))  # asarray would be read-only
-
-
-def _grey_from_16_bits(pixels: np.ndarray) -> np.ndarray:
-    low, high = int(pixels.min()), int(pixels.max())
-    if low < 0 or high > 65535:
-        raise ValueError(f"pixels range from {low} to {high}, more than 16 bits; convert the picture")
-    return np.repeat((pixels >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _average(pixels: np.ndarray, reduction: int) -> np.ndarray:

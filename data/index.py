@@ -65,6 +65,11 @@ def path_of(index: Index, i: int) -> Path:
     return Path(os.fsdecode(index.paths[i]))
 
 
+def paths_of(index: Index) -> list[str]:
+    """(N,) the paths of all pictures."""
+    return [os.fsdecode(path) for path in index.paths.tolist()]
+
+
 def fingerprint(index: Index, classes: Sequence[str]) -> str:
     """SHA-256 of all that decides a measurement but the pixels: pictures by name and size, boxes, classes.
 

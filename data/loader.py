@@ -16,6 +16,7 @@ from data.dataset import Batch, PictureSet, TrainSet, ValSet
 from data.index import Index, path_of
 from data.letterbox import input_shape, rect_shape
 from data.pictures import DecodedPictures, Pictures, fitted_sizes, needed_sizes
+from data.pixels import pixels_of
 from data.workers import (
     check_workers,
     choose_workers,
@@ -190,7 +191,7 @@ def make_train_loader(index: Index, cfg: Config, *, pin: bool, pictures: Picture
     if pictures is None:
         tilt = (1 + 2 * cfg.augment.perspective) ** 2  # the largest local gain, in a corner
         needed = needed_sizes(index.sizes, shape, enlarged=(1 + cfg.augment.scale) * (1 + change) * tilt)
-        pictures = DecodedPictures(index, needed, keep=group)
+        pictures = DecodedPictures(index, needed, keep=group, pixels=pixels_of(cfg.data))
 
     def shape_of(epoch: int, batch: int) -> Shape:
         return batch_shape(seed, epoch, batch, shape=shape, stride=stride, multi_scale=change)
@@ -207,7 +208,8 @@ def make_val_loader(index: Index, cfg: Config, *, pin: bool, pictures: Pictures 
     stride = 2 ** max(cfg.model.levels)
     shape, size = input_shape(cfg.data.imgsz, stride), cfg.val_batch
     if pictures is None:
-        pictures = DecodedPictures(index, fitted_sizes(index.sizes, shape), keep=0)
+        needed = fitted_sizes(index.sizes, shape)
+        pictures = DecodedPictures(index, needed, keep=0, pixels=pixels_of(cfg.data))
     units = Units(ValSampler(index.sizes, size, shape, stride=stride, rect=cfg.data.rect), 1)
     dataset, pixels = ValSet(index, pictures, shape), size * shape[0] * shape[1]
     return _make_loader(dataset, units, cfg.data.workers, pixels=pixels, pin=pin, keep=False)

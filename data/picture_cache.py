@@ -26,6 +26,7 @@ from data.cache import cache_folder, stat_files
 from data.index import Index, path_of
 from data.letterbox import resize
 from data.pictures import DecodedPictures, fitted_sizes
+from data.pixels import AS_STORED, Pixels
 from utils.errors import UserError
 from utils.files import open_regular
 from utils.training.device import free_memory
@@ -84,12 +85,14 @@ class _Job(NamedTuple):
     shape: tuple[int, int]
     sizes: np.ndarray
     size: int  # of the file
+    pixels: Pixels
 
 
 def cache_pictures(
-    indexes: Mapping[str, Index], shape: tuple[int, int], kind: str
+    indexes: Mapping[str, Index], shape: tuple[int, int], kind: str, *, pixels: Pixels = AS_STORED
 ) -> dict[str, PackedPictures | None]:
     """The pictures of each split, packed for an input of ``shape``; None for each where ``kind`` is "none".
+    ``pixels``: how values become 0..255.
 
     A collective: the first rank of each machine builds, its others wait and map. "ram" is a file without a
     name in /dev/shm, which lives as long as a process maps it; "disk" is kept in the user's cache directory
@@ -97,7 +100,7 @@ def cache_pictures(
     """
     if kind == "none":
         return dict.fromkeys(indexes)
-    jobs = [_plan(name, index, shape) for name, index in indexes.items()]
+    jobs = [_plan(name, index, shape, pixels) for name, index in indexes.items()]
     files: list[BinaryIO] = []
 
     def build() -> list[str]:
@@ -114,9 +117,10 @@ def cache_pictures(
     return packed
 
 
-def _plan(name: str, index: Index, shape: tuple[int, int]) -> _Job:
+def _plan(name: str, index: Index, shape: tuple[int, int], pixels: Pixels) -> _Job:
     sizes = fitted_sizes(index.sizes, shape)
-    return _Job(name, index, shape, sizes, int(_offsets(sizes)[-1]) + SUM.itemsize * len(sizes))
+    size = int(_offsets(sizes)[-1]) + SUM.itemsize * len(sizes)
+    return _Job(name, index, shape, sizes, size, pixels)
 
 
 def _offsets(sizes: np.ndarray) -> np.ndarray:
@@ -179,7 +183,7 @@ def _pack_on_disk(jobs: list[_Job]) -> list[BinaryIO]:
 def _key(job: _Job) -> str:
     """Names the file: the same pictures at the same size have the same."""
     paths = job.index.paths
-    form = repr((paths.dtype.itemsize, len(paths), job.shape)).encode()
+    form = repr((paths.dtype.itemsize, len(paths), job.shape, *job.pixels)).encode()
     return hashlib.sha256(paths.tobytes() + form).hexdigest()[:32]
 
 
@@ -257,7 +261,8 @@ def _fill(file: BinaryIO, job: _Job, *, where: str, stamp: bytes = b"") -> None:
         os.posix_fallocate(file.fileno(), 0, job.size)  # a full disk is an error here; later, a crash
     else:
         file.truncate(job.size)
-    packed, source = np.memmap(file, np.uint8, mode="r+"), DecodedPictures(job.index, job.sizes, keep=0)
+    packed = np.memmap(file, np.uint8, mode="r+")
+    source = DecodedPictures(job.index, job.sizes, keep=0, pixels=job.pixels)
     sums = packed[offsets[-1] :].view(SUM)
 
     def pack(first: int) -> int:

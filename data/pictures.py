@@ -11,6 +11,7 @@ import numpy as np
 
 from data.images import choose_reduction, decode_image
 from data.index import Index, path_of
+from data.pixels import AS_STORED, Pixels
 
 
 class Pictures(Protocol):
@@ -27,10 +28,11 @@ class DecodedPictures:
 
     Of the pictures asked for last, ``keep`` are remembered: a group's mosaics need one decode of each of its
     pictures. One that cannot be read, or has another size than in the index, is a ``UserError``.
+    ``pixels``: how values become 0..255.
     """
 
-    def __init__(self, index: Index, needed: np.ndarray, *, keep: int):
-        self.index, self.keep = index, keep
+    def __init__(self, index: Index, needed: np.ndarray, *, keep: int, pixels: Pixels = AS_STORED):
+        self.index, self.keep, self.pixels = index, keep, pixels
         self.reductions = choose_reductions(index.sizes, needed)
         self.sizes = index.sizes // self.reductions[:, None]
         self._last: OrderedDict[int, np.ndarray] = OrderedDict()
@@ -40,7 +42,8 @@ class DecodedPictures:
             self._last.move_to_end(i)
             return self._last[i]
         size = tuple(self.index.sizes[i].tolist())
-        pixels = decode_image(path_of(self.index, i), reduction=int(self.reductions[i]), size=size)
+        reduction = int(self.reductions[i])
+        pixels = decode_image(path_of(self.index, i), reduction=reduction, size=size, pixels=self.pixels)
         if self.keep:
             self._last[i] = pixels
             if len(self._last) > self.keep:

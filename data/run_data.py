@@ -13,6 +13,7 @@ from data.index import Index, fingerprint, load_split, path_of
 from data.letterbox import input_shape
 from data.loader import Loader, make_train_loader, make_val_loader
 from data.picture_cache import cache_pictures
+from data.pixels import pixels_of
 from data.prepare import prepare_data
 from data.spec import check_there, load_data_spec, remembered
 from utils.config import Config
@@ -29,6 +30,7 @@ class Data(NamedTuple):
     train: Loader
     val: Loader
     truth: dict  # COCO ground truth of the validation pictures
+    pixel_range: str | tuple[float, float]  # data.pixel_range, found where it was auto
 
     def with_loaders(self, cfg: Config, device: torch.device) -> "Data":
         """The same pictures, in batches of another size."""
@@ -45,25 +47,28 @@ def load_data(cfg: Config, device: torch.device, *, download: bool, source: str 
     ``source``: what remembers the data's path where it was not given now; see ``remembered``.
     """
 
-    def read() -> tuple[DataSpec, list[Index]]:
+    def read() -> tuple[DataSpec, list[Index], str | tuple[float, float]]:
         with remembered(source):
             prepare_data(cfg.data.path, root=cfg.data.root, download=download)
             spec = load_data_spec(cfg.data.path, root=cfg.data.root, **options)
             check_there(spec, splits if source else ())  # else the doctor says it, with what else is wrong
         print(format_classes(spec))
-        check_before_training(spec, cfg)
+        found = check_before_training(spec, cfg).config.data.pixel_range
         errors = cfg.data.label_errors
-        return spec, [load_split(spec, split, **options, label_errors=errors)[0] for split in splits]
+        return spec, [load_split(spec, split, **options, label_errors=errors)[0] for split in splits], found
 
     splits, options = ("train", "val"), {"single_cls": cfg.data.single_cls}
-    spec, indexes = distributed.on_rank_zero(read)
+    spec, indexes, pixel_range = distributed.on_rank_zero(read)
     check_reachable(indexes)
+    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"pixel_range": pixel_range})})
     shape = input_shape(cfg.data.imgsz, 2 ** max(cfg.model.levels))
-    cached = cache_pictures(dict(zip(splits, indexes, strict=True)), shape, cfg.data.cache)
+    named, pixels = dict(zip(splits, indexes, strict=True)), pixels_of(cfg.data)
+    cached = cache_pictures(named, shape, cfg.data.cache, pixels=pixels)
     pin = device.type == "cuda"
     train_loader = make_train_loader(indexes[0], cfg, pin=pin, pictures=cached["train"])
     val_loader = make_val_loader(indexes[1], cfg, pin=pin, pictures=cached["val"])
-    return Data(spec, indexes[0], train_loader, val_loader, ground_truth_of(indexes[1], spec))
+    truth = ground_truth_of(indexes[1], spec)
+    return Data(spec, indexes[0], train_loader, val_loader, truth, pixel_range)
 
 
 def check_reachable(indexes: Iterable[Index]) -> None:

@@ -26,6 +26,7 @@ from data.dataset import Batch, ValSet
 from data.index import Index, load_split, path_of
 from data.letterbox import input_shape, rounding_note
 from data.pictures import DecodedPictures, fitted_sizes
+from data.pixels import pixels_of
 from data.prepare import prepare_data
 from data.spec import load_data_spec
 from inference import LoadedDetector, load_detector
@@ -110,7 +111,8 @@ def main() -> None:
         make_column(loss, cfg, detector, len(spec.names), device=device) for loss, cfg in configs.items()
     ]
     shape = input_shape(config.data.imgsz, 2 ** max(config.model.levels))
-    pictures = ValSet(index, DecodedPictures(index, fitted_sizes(index.sizes, shape), keep=0), shape)
+    needed, pixels = fitted_sizes(index.sizes, shape), pixels_of(config.data)
+    pictures = ValSet(index, DecodedPictures(index, needed, keep=0, pixels=pixels), shape)
     folder = make_run_folder(args.project, args.name, exist_ok=args.exist_ok)
     for number in chosen:
         batch = pictures[[(number, shape)]]

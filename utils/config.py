@@ -25,6 +25,12 @@ def _check_levels(levels: tuple[int, ...]) -> tuple[int, ...]:
     return levels
 
 
+def _check_range(span: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < span[1] - span[0] < float("inf") or 255 / (span[1] - span[0]) == float("inf"):
+        raise ValueError("low is not below high")
+    return span
+
+
 DGQP_BINS = 4  # largest probabilities of a side that the quality branch reads (arXiv:2011.12885, section 3.2)
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -38,6 +44,9 @@ BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 Side = Annotated[int, Field(ge=32, le=8192)]
 HeightWidth = Annotated[tuple[Side, Side], BeforeValidator(_list_to_tuple)]
 Levels = Annotated[tuple[int, ...], BeforeValidator(_list_to_tuple), AfterValidator(_check_levels)]
+Range = Annotated[tuple[float, float], BeforeValidator(_list_to_tuple), AfterValidator(_check_range)]
+Band = Annotated[int, Field(ge=1, le=10_000)]
+Bands = Annotated[tuple[Band, Band, Band], BeforeValidator(_list_to_tuple)]
 
 
 class Section(BaseModel):
@@ -141,6 +150,15 @@ class DataConfig(Section):
     )
     cache: Literal["none", "ram", "disk"] = Field(
         "none", description="keep the training pictures decoded, at training size"
+    )
+    pixel_range: Literal["auto", "full"] | Range = Field(
+        "auto",
+        description="[low, high] of pixels deeper than 8 bits, mapped to 0..255; full = 0..65535; "
+        "auto = found in the training pictures",
+    )
+    bands: Bands | None = Field(
+        None,
+        description="[red, green, blue] of files of many bands or pages, counted from 1; null = the first",
     )
     group: Count = Field(
         32, le=65_536, description="positions of the epoch's permutation that share mosaic partners"

@@ -205,6 +205,8 @@ def config_from_plain(plain: Mapping, *, where: str = "saved configuration") -> 
         raise UserError(
             f"{where}: holds {show_value(plain)}; it must hold the sections {', '.join(SECTIONS)}"
         )
+    if isinstance(plain.get("data"), Mapping):  # files older than the key mean what was done then
+        plain = {**plain, "data": {"pixel_range": "full", **plain["data"]}}
     entries = _flatten(plain, where, lambda *keys: where, problems)
     problems += [explain_unknown(key, where) for key in entries if key not in KEYS]
     if problems:

@@ -150,7 +150,8 @@ def resume_training(args: argparse.Namespace, content: Mapping[str, Any], *, whe
     What is given counts, not the defaults of what is not: flags, --set, and the files of --cfg, --hyp and
     --loss, each with its keys and with the defaults that it leaves in place of another file's values. Any
     value that differs from the checkpoint's is refused, except those of ``FREE_ON_RESUME``, which are taken
-    over. The batch size that ``auto`` once chose is the run's: auto given again changes nothing.
+    over. What ``auto`` once chose, a batch size or the range of the pixels, is the run's: auto given again
+    changes nothing.
 
     With other epochs the run is from there on one of that many: batches done count as done, and learning
     rate, average and the end of mosaics follow the schedule of the new length, so the rate jumps to it. Fewer
@@ -163,7 +164,7 @@ def resume_training(args: argparse.Namespace, content: Mapping[str, Any], *, whe
     for key, (value, origin) in given.items():
         section, name = key.split(".")
         old = saved[section][name]
-        if value == old or (key, value) == ("train.batch_size", "auto"):
+        if value == old or (key in ("train.batch_size", "data.pixel_range") and value == "auto"):
             continue
         if key in FREE_ON_RESUME:
             changed[key] = origin

@@ -1,7 +1,6 @@
 """All checks of a data set put together: readers, pictures, labels, classes, sizes, bins, copies."""
 
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from data.doctor.balance import check_classes, check_measurable, check_sides, count_classes, count_sides
 from data.doctor.bins import BinAudit, audit_bins, find_remedies, share
+from data.doctor.brightness import Brightness, check_looks, check_range, measure_brightness
 from data.doctor.crowding import check_crowding
 from data.doctor.findings import Finding, gather_problems, sort_findings
 from data.doctor.hints import find_hints
@@ -17,8 +17,9 @@ from data.doctor.near_duplicates import find_duplicates, find_repeats, find_shar
 from data.formats.labels import LabelReport
 from data.formats.problems import Policy, Problem
 from data.formats.sources import SPLITS, DataSpec
-from data.index import Found, path_of, read_split, report_of
+from data.index import Found, path_of, paths_of, read_split, report_of
 from data.letterbox import input_shape
+from data.pixels import pixels_of
 from utils.config import Config
 from utils.errors import UserError
 
@@ -33,7 +34,9 @@ class Diagnosis(NamedTuple):
     """What is known of a data set, and what is wrong with it."""
 
     spec: DataSpec
-    config: Config
+    config: Config  # with the range of the pixels in place of auto
+    pixels: str  # how values become 0..255, in words
+    brightness: dict[str, Brightness]  # by split
     shape: tuple[int, int]  # height, width of the input
     reports: dict[str, LabelReport]  # by split
     decoded: dict[str, int]  # pictures that were decoded, now or earlier
@@ -51,10 +54,14 @@ class Diagnosis(NamedTuple):
 def diagnose(spec: DataSpec, config: Config, *, splits: Sequence[str], full: bool = False) -> Diagnosis:
     """Check ``splits``; pictures are decoded unless there are more than 10,000 and ``full`` is False."""
     founds, findings = _read_splits(spec, config, splits)
+    config, pixels, more = check_range(spec, config, founds)
+    findings += more
     shape = input_shape(config.data.imgsz, 2 ** max(config.model.levels))
     decode = full or sum(len(found.index.sizes) for found in founds.values()) <= MANY_PICTURES
     looks = {
-        split: inspect_pictures(_paths(found), f"{spec.yaml}\0{split}", decode=decode)
+        split: inspect_pictures(
+            paths_of(found.index), f"{spec.yaml}\0{split}", decode=decode, pixels=pixels_of(config.data)
+        )
         for split, found in founds.items()
     }
     findings += find_hints(spec, founds)  # causes before what follows from them
@@ -63,6 +70,7 @@ def diagnose(spec: DataSpec, config: Config, *, splits: Sequence[str], full: boo
         findings += _check_report(found.report, split)
         findings += check_crowding(found.index, split, config, shape)
         findings += check_measurable(report_of(found, config.data.label_errors), split)
+        findings += check_looks(looks[split], paths_of(found.index), split, config.data.bands)
     classes = count_classes(founds, len(spec.names))
     findings += check_classes(classes, spec.names)
     sides = {split: count_sides(found, shape) for split, found in founds.items()}
@@ -79,6 +87,8 @@ def diagnose(spec: DataSpec, config: Config, *, splits: Sequence[str], full: boo
     return Diagnosis(
         spec,
         config,
+        pixels,
+        {split: measure_brightness(look) for split, look in looks.items()},
         shape,
         reports={split: report_of(found, config.data.label_errors) for split, found in founds.items()},
         decoded={split: int(look.known.sum()) for split, look in looks.items()},
@@ -106,10 +116,6 @@ def _read_splits(
 def missing_splits(spec: DataSpec) -> list[str]:
     """Splits that training needs and the YAML does not name."""
     return [split for split in NEEDED if split not in spec.splits]
-
-
-def _paths(found: Found) -> list[str]:
-    return [os.fsdecode(path) for path in found.index.paths.tolist()]
 
 
 def _check_problems(found: Found, look: Inspection, split: str, policy: Policy) -> list[Finding]:
@@ -172,7 +178,9 @@ def _check_copies(founds: Mapping[str, Found], looks: Mapping[str, Inspection]) 
         np.concatenate([looks[split].thumbnails[usable[split]] for split in splits]),
         np.concatenate([looks[split].digests[usable[split]] for split in splits]),
     )
-    paths = [path for split in splits for path in itertools.compress(_paths(founds[split]), usable[split])]
+    paths = [
+        path for split in splits for path in itertools.compress(paths_of(founds[split].index), usable[split])
+    ]
     ends = np.cumsum([0, *(usable[split].sum() for split in splits)])
     members = {split: np.arange(*ends[place : place + 2]) for place, split in enumerate(splits)}
     findings = []

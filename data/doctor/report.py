@@ -5,9 +5,11 @@ from collections.abc import Sequence
 
 from data.doctor.balance import SIDES
 from data.doctor.bins import find_remedies, share
+from data.doctor.brightness import show_brightness
 from data.doctor.diagnosis import Diagnosis
 from data.doctor.findings import SEVERITIES, show_finding
 from data.formats.sources import show_names
+from utils.config import config_to_plain
 from utils.errors import DATA, OK
 from utils.wording import show_class
 
@@ -54,6 +56,7 @@ def to_plain(diagnosis: Diagnosis) -> dict:
         "shape": list(diagnosis.shape),
         "reg_max": config.model.reg_max,
         "levels": list(config.model.levels),
+        "pixel_range": config_to_plain(config)["data"]["pixel_range"],
         "label_errors": config.data.label_errors,
         "trainable": diagnosis.trainable,
         "exit_code": OK if diagnosis.trainable else DATA,
@@ -61,6 +64,7 @@ def to_plain(diagnosis: Diagnosis) -> dict:
             split: {
                 **{name.removeprefix("num_"): value for name, value in report._asdict().items()},
                 "decoded": diagnosis.decoded[split],
+                "brightness": diagnosis.brightness[split]._asdict(),
                 "shorter_sides": dict(zip(_side_names(), diagnosis.sides[split].tolist(), strict=True)),
             }
             for split, report in diagnosis.reports.items()
@@ -102,11 +106,13 @@ def _head(diagnosis: Diagnosis) -> str:
     spec, model = diagnosis.spec, diagnosis.config.model
     strides = " ".join(str(2**level) for level in model.levels)
     height, width = diagnosis.shape
+    looks = [show_brightness(split, found) for split, found in diagnosis.brightness.items()]
     left_out = f" (left out, as no box has it: {show_names(spec.left_out)})" if spec.left_out else ""
     return (
         f"data set: {spec.yaml}\n"
         f"format:   {spec.format}, {len(spec.names)} classes{left_out}\n"
-        f"input:    {height}x{width} px, strides {strides}, reg_max {model.reg_max}"
+        f"input:    {height}x{width} px, strides {strides}, reg_max {model.reg_max}\n"
+        + "\n".join([diagnosis.pixels, *looks])
     )
 
 

@@ -87,7 +87,7 @@ def turned() -> Iterator[Odd]:
 
 
 def deep() -> Iterator[Odd]:
-    """16 bits a channel: the high byte counts."""
+    """16 bits a channel, of which no range is known: the high byte counts."""
     ramp = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
     grey = np.dstack([ramp >> 8] * 3).astype(np.uint8)
     for suffix in (".png", ".tif", ".pgm"):

@@ -283,7 +283,7 @@ def test_json_to_the_standard_output_is_all_there_is(root, capsys):
     assert facts["schema"] == 1 and facts["format"] == "yolo"
     assert facts.keys() == {
         *("schema", "data", "format", "shape", "reg_max", "levels", "label_errors", "trainable", "exit_code"),
-        *("splits", "classes", "bins", "findings"),
+        *("splits", "classes", "bins", "findings", "pixel_range"),
     }
 
 

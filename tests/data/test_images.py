@@ -93,15 +93,6 @@ def test_16_bits_are_not_stretched_and_not_clipped(tmp_path):
     assert decode_image(path).mean() == pytest.approx(127.5, abs=1)  # Pillow's convert gives 251
 
 
-def test_32_bit_pictures_are_refused(tmp_path):
-    path = save(tmp_path / "f.tif", encoded(np.ones((4, 4), np.float32), "TIFF"))
-    with pytest.raises(UserError, match="32-bit floats"):
-        decode_image(path)
-    path = save(tmp_path / "i.tif", encoded(np.full((4, 4), 70_000, np.int32), "TIFF"))
-    with pytest.raises(UserError, match="70000, more than 16 bits"):
-        decode_image(path)
-
-
 # files cut short
 
 
@@ -410,22 +401,28 @@ def test_detect_decodes_the_whole_picture_only_to_draw(tmp_path, pixels, flags, 
 # cost, and real files
 
 
-def best(call) -> float:
-    times = []
-    for _ in range(9):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def fastest(*calls) -> list[float]:
+    """Seconds of each call at its best; they take turns, so that other work on the machine hits all alike."""
+    times = [[] for _ in calls]
+    for _ in range(15):
+        for call, spent in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            spent.append(time.perf_counter() - start)
+    return list(map(min, times))
 
 
 def test_ordinary_jpeg_costs_little_more_than_imdecode(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (960, 1280, 3)).astype(np.uint8)
     content = encoded(cv2.GaussianBlur(noise, (0, 0), 3), "JPEG")
     path, packed = save(tmp_path / "a.jpg", content), np.frombuffer(content, np.uint8)
-    bare = best(lambda: cv2.imdecode(packed, cv2.IMREAD_COLOR))
-    assert best(lambda: decode_image(path)) <= 2 * bare  # measured: 1.03
-    assert best(lambda: decode_image(path, reduction=4)) <= bare  # measured: 0.45
+    bare, whole, reduced = fastest(
+        lambda: cv2.imdecode(packed, cv2.IMREAD_COLOR),
+        lambda: decode_image(path),
+        lambda: decode_image(path, reduction=4),
+    )
+    assert whole <= 2 * bare  # measured: 1.03
+    assert reduced <= bare  # measured: 0.45
 
 
 @pytest.mark.skipif(not ODD_FILES.exists(), reason="/work/shared/datasets/odd_files is not here")

@@ -111,6 +111,7 @@ def test_every_setting_is_refused_or_free():
         "data.cache": "ram",
     }
     others |= {"train.optimizer": "SGD", "train.schedule": "linear", "train.amp": "off"}
+    others |= {"data.pixel_range": [0, 9], "data.bands": [3, 2, 1]}
     others |= {"train.micro_batch": 3, "train.nominal_batch": 64, "val.batch_size": 3}
     others |= {"val.evaluator": "pycocotools", "model.depth": 0.4, "train.save_period": 7}
     others |= {"model.class_prior": 0.02, "model.width": 0.3, "model.max_channels": 512}

@@ -180,6 +180,9 @@ def check_started(plan: Plan) -> None:
         found = config_from_plain(read_yaml(file), where=display_path(file))
         wanted = plan.groups[run.loss].config
         wanted = wanted.model_copy(update={"train": wanted.train.model_copy(update={"seed": run.seed})})
+        if wanted.data.pixel_range == "auto":  # what train.py found for it
+            data = wanted.data.model_copy(update={"pixel_range": found.data.pixel_range})
+            wanted = wanted.model_copy(update={"data": data})
         harmless = HARMLESS if run.is_trained else set(HARMLESS).intersection(FREE_ON_RESUME)
         if differing := differing_settings(found, wanted, harmless):
             raise UserError(

@@ -25,7 +25,9 @@ def decoded(monkeypatch):
     """Names of the files that were decoded."""
     names, decode = [], data.doctor.inspect_pictures.decode_image
     monkeypatch.setattr(
-        data.doctor.inspect_pictures, "decode_image", lambda path: names.append(path[-5]) or decode(path)
+        data.doctor.inspect_pictures,
+        "decode_image",
+        lambda path, **options: names.append(path[-5]) or decode(path, **options),
     )
     return names
 
@@ -76,10 +78,10 @@ def test_interrupted_work_is_kept(paths, monkeypatch):
     decode = data.doctor.inspect_pictures.decode_image
     monkeypatch.setattr(data.doctor.inspect_pictures, "CHUNK", 1)
 
-    def interrupted(path):
+    def interrupted(path, **options):
         if path == paths[2]:
             raise KeyboardInterrupt
-        return decode(path)
+        return decode(path, **options)
 
     monkeypatch.setattr(data.doctor.inspect_pictures, "decode_image", interrupted)
     with pytest.raises(KeyboardInterrupt):

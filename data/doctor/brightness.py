@@ -1,0 +1,117 @@
+"""What training will see of the pictures: range of the values, dark pictures, pages and bands left aside."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from data.cache import stat_files
+from data.doctor.findings import Finding
+from data.doctor.inspect_pictures import Inspection
+from data.doctor.measure_pixels import measure_pixels, resolve_range
+from data.formats.problems import Problem
+from data.formats.sources import DataSpec
+from data.index import Found, paths_of
+from data.pixels import DARK, Measured, describe_range, pixels_of
+from utils.config import Config
+
+MANY = 0.01  # share of the pictures above which dark ones are a warning
+NARROW = 0.25  # share of the range below which the values leave pictures flat
+RANGE_REMEDY = "--set data.pixel_range=[low,high] says which values become 0 and 255"
+
+
+class Brightness(NamedTuple):
+    """Of the decoded pictures of a split."""
+
+    mean: float  # of 255; NaN where none was decoded
+    black: float  # share of the values at 0
+    white: float  # at 255
+    dark: int  # pictures that are nearly black
+
+
+def check_range(
+    spec: DataSpec, config: Config, founds: Mapping[str, Found]
+) -> tuple[Config, str, list[Finding]]:
+    """The configuration with a range in place of ``auto``; that range in words; what is to be said about it.
+
+    It is measured on the training pictures; where these are not among the splits, on the first that is.
+    """
+    if config.data.pixel_range != "auto" or not founds:
+        return config, describe_range(None, config.data.pixel_range), []
+    split = "train" if "train" in founds else next(iter(founds))
+    paths = paths_of(founds[split].index)
+    found = measure_pixels(paths, stat_files(paths), f"{spec.yaml}\0{split}", bands=config.data.bands)
+    config = resolve_range(config, found)
+    return config, describe_range(found, config.data.pixel_range), _check_span(found, config, split)
+
+
+def _check_span(found: Measured, config: Config, split: str) -> list[Finding]:
+    span = pixels_of(config.data).range
+    if span is None or found.high - found.low >= NARROW * (span[1] - span[0]):
+        return []
+    low, high = f"{found.low:.10g}", f"{found.high:.10g}"
+    share = (found.high - found.low) / (span[1] - span[0])
+    text = (
+        f"values {low}..{high} are {share:.1%} of the range {span[0]:.10g}..{span[1]:.10g}: pictures are flat"
+    )
+    return [Finding("warning", "narrow-range", split, 0, text, f"--set data.pixel_range=[{low},{high}]")]
+
+
+def measure_brightness(look: Inspection) -> Brightness:
+    """Means over the pictures that could be read."""
+    seen = look.known & (np.array(look.faults, str) == "")
+    facts = look.facts[seen]
+    means = [float(facts[name].mean()) if len(facts) else 0.0 for name in ("brightness", "black", "white")]
+    return Brightness(*(round(value, 4) for value in means), int(_dark(look).sum()))
+
+
+def show_brightness(split: str, found: Brightness) -> str:
+    """One line for people."""
+    dark = f"; nearly black pictures: {found.dark}" if found.dark else ""
+    ends = f"{found.black:.1%} of the values at 0, {found.white:.1%} at 255"
+    return f"          {split}: mean brightness {found.mean:.0f} of 255, {ends}{dark}"
+
+
+def check_looks(
+    look: Inspection, paths: list[str], split: str, bands: tuple[int, int, int] | None
+) -> list[Finding]:
+    """Dark pictures, and what of the files is not looked at."""
+    return [*_check_dark(look, paths, split), *_check_parts(look, paths, split, bands)]
+
+
+def _dark(look: Inspection) -> np.ndarray:
+    return look.known & (np.array(look.faults, str) == "") & (look.thumbnails.max((1, 2), initial=0) < DARK)
+
+
+def _check_dark(look: Inspection, paths: list[str], split: str) -> list[Finding]:
+    numbers = np.flatnonzero(_dark(look))
+    if not len(numbers):
+        return []
+    severity = "warning" if len(numbers) > MANY * look.known.sum() else "note"
+    places = [Problem(paths[i], 0, f"mean {look.facts['brightness'][i]:.0f} of 255", "dark") for i in numbers]
+    text = f"pictures that are nearly black: {len(numbers)}"
+    return [Finding(severity, "dark", split, len(numbers), text, RANGE_REMEDY, tuple(places))]
+
+
+def _check_parts(
+    look: Inspection, paths: list[str], split: str, bands: tuple[int, int, int] | None
+) -> list[Finding]:
+    pages, channels = look.facts["pages"], look.facts["bands"]
+    tiff = np.array([path.lower().endswith((".tif", ".tiff")) for path in paths], bool)
+    several, many = pages > 1, channels > 4
+    used = f"bands {', '.join(map(str, bands))} are used" if bands else "the first three bands are used"
+    first = f"the bands of all pages counted on, {used}" if bands else "the first page is used"
+    choose = "" if bands else "--set data.bands=[3,2,1] chooses red, green and blue, counted from 1"
+    rows = [
+        ("pages", several & tiff, "files of several pages", first, pages, "pages", choose),
+        ("frames", several & ~tiff, "files of several pictures", "the first is used", pages, "pictures", ""),
+        ("bands", many & ~several, "files of many bands", used, channels, "bands", choose),
+    ]  # fmt: skip
+    found = []
+    for code, mask, what, how, counts, unit, remedy in rows:
+        numbers = np.flatnonzero(mask).tolist()
+        if numbers:
+            places = tuple(Problem(paths[i], 0, f"{counts[i]} {unit}", code) for i in numbers)
+            text, severity = f"{what}: {len(numbers)}; {how}", "warning" if remedy else "note"
+            found.append(Finding(severity, code, split, len(numbers), text, remedy, places))
+    return found
