@@ -108,13 +108,24 @@ def make_plan(args: argparse.Namespace, flags: Sequence[str]) -> Plan:
         raise UserError(f"--baseline {baseline} is none of the losses: {', '.join(losses)}")
     seeds = read_seeds(args.seeds[0] if len(args.seeds or ()) == 1 else args.seeds or given.get("seeds"))
     name = args.name or (resolve_named(args.yaml, "compare").stem if args.yaml else "-".join(losses)[:80])
-    flags = [*FIRST_FLAGS, *flags_to_argv(given.get("flags", {})), *flags]
+    flags = [*FIRST_FLAGS, *_flags_of_file(given, args.yaml), *flags]
     asked = parse_train_flags(flags)
     folder, groups = Path(args.project) / name, {}
     for loss, path in losses.items():
         runs = {seed: make_run(folder, loss, seed) for seed in seeds}
         groups[loss] = Group(path, resolve_loss(asked, path), runs)
     return Plan(folder, baseline, groups, flags, asked.device, asked.download, asked.weights)
+
+
+def _flags_of_file(given: Mapping, yaml: str) -> list[str]:
+    """Flags of a comparison's YAML, which may come from a stranger: it neither fetches nor says where to."""
+    flags = flags_to_argv(given.get("flags", {}))
+    asked = parse_train_flags(flags)  # as parsed, so that no spelling gets by
+    chosen = ["data.root" for text in asked.sets if text.partition("=")[0].strip() == "data.root"]
+    chosen += [f"--{name.replace('_', '-')}" for name in ("download", "data_root") if getattr(asked, name)]
+    if chosen:
+        raise UserError(f"{yaml}: flags: {chosen[0]} is for the command line alone: give it there")
+    return flags
 
 
 def make_run(folder: Path, loss: str, seed: int) -> Run:

@@ -150,6 +150,19 @@ def test_yaml_gives_all_and_flags_win(losses):
     assert "--noplots" in found.flags
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *("download: true", "data-root: x", 'set: ["data.root=x"]', 'set: [" data.root =x"]'),
+        *("cfg: [n, --data-root=x]", "cfg: [n, --downl]", "imgsz: [64, '--set', data.root=x]"),
+    ],
+)
+def test_a_yaml_neither_fetches_nor_says_where_to(losses, flags):
+    Path("set.yaml").write_text(f"losses: [a.yaml, b.yaml]\nflags: {{data: d.yaml, {flags}}}\n")
+    assert "is for the command line alone" in refusal(plan, "set.yaml")
+    assert plan("--losses a.yaml b.yaml --data d.yaml --data-root x --download").download
+
+
 def test_flags_of_a_yaml_as_arguments():
     assert flags_to_argv({"a": 1, "b": True, "c": False, "d": None, "e": [1, 2], "set": ["x=1", "y=2"]}) == [
         "--a=1",
