@@ -32,7 +32,7 @@ from data.index import load_split
 from data.prepare import prepare_data
 from data.spec import load_data_spec
 from utils.arguments import add_data_flags
-from utils.errors import DATA, USAGE, UserError, run_main
+from utils.errors import DATA, USAGE, NotFoundError, UserError, run_main
 
 NEVER_KEPT = {  # of the source's format
     "yolo": "polygons (they are boxes now), keypoints",
@@ -80,7 +80,13 @@ def convert(
     _check_options(target)
     parts, reports = [], {}
     for split in dict.fromkeys(splits or spec.splits):
-        index, reports[split] = load_split(spec, split, label_errors=label_errors)
+        try:
+            index, reports[split] = load_split(spec, split, label_errors=label_errors)
+        except NotFoundError as error:
+            others = " ".join(other for other in spec.splits if other != split)
+            if splits or not others:
+                raise
+            raise UserError(f"{error}\nTo convert the others: --splits {others}", DATA) from error
         parts.append(plan_part(spec, split, index))
         check_place(spec, parts[-1], target.out)
         check_files(parts[-1], format, target.out)

@@ -42,6 +42,7 @@ from utils.errors import DATA, NotFoundError, UserError
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_CLASSES = 100_000
 SHOWN_REPEATED = 5
+EMPTY = (None, "", [])  # entries of splits that are not there
 COLUMNS = {"stats": Column("int64", ("files", 3)), "text": Column("uint8", ("bytes",))}  # of a cache entry
 
 
@@ -53,7 +54,7 @@ def load_data_spec(path: str | Path, *, root: str | Path = DATA_ROOT, single_cls
     """
     yaml = find_data_yaml(path)
     content = _read_content(yaml)
-    splits = {key: _read_entries(yaml, key, content[key]) for key in SPLITS if content.get(key) is not None}
+    splits = {key: _read_entries(yaml, key, content[key]) for key in SPLITS if content.get(key) not in EMPTY}
     if not splits:
         text = (
             f"none of the keys {', '.join(SPLITS)} is there; each names a folder, a list file or a JSON file"

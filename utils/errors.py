@@ -29,6 +29,10 @@ class NotFoundError(UserError):
     """Of a file or folder that is not there, and not of one that cannot be read."""
 
 
+class NothingThereError(NotFoundError):
+    """Of a split without pictures, or without a single label file."""
+
+
 class HalfDoneError(UserError):
     """Of a step that has begun to change the weights: the state must not be saved."""
 

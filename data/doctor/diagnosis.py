@@ -15,13 +15,13 @@ from data.doctor.hints import find_hints
 from data.doctor.inspect_pictures import Inspection, inspect_pictures
 from data.doctor.near_duplicates import find_duplicates, find_repeats, find_shared
 from data.formats.labels import LabelReport
-from data.formats.problems import Policy, Problem
+from data.formats.problems import MISSING_PICTURE, Policy, Problem
 from data.formats.sources import SPLITS, DataSpec
 from data.index import Found, path_of, paths_of, read_split, report_of
 from data.letterbox import input_shape
 from data.pixels import pixels_of
 from utils.config import Config
-from utils.errors import UserError
+from utils.errors import NotFoundError, UserError
 
 MANY_PICTURES = 10_000  # of all splits together: above, headers only
 NEEDED = ("train", "val")  # by train.py
@@ -51,9 +51,19 @@ class Diagnosis(NamedTuple):
         return all(finding.severity != "error" for finding in self.findings)
 
 
-def diagnose(spec: DataSpec, config: Config, *, splits: Sequence[str], full: bool = False) -> Diagnosis:
-    """Check ``splits``; pictures are decoded unless there are more than 10,000 and ``full`` is False."""
-    founds, findings = _read_splits(spec, config, splits)
+def diagnose(
+    spec: DataSpec,
+    config: Config,
+    *,
+    splits: Sequence[str],
+    optional: Sequence[str] = (),
+    full: bool = False,
+) -> Diagnosis:
+    """Check ``splits``; pictures are decoded unless there are more than 10,000 and ``full`` is False.
+
+    Of ``optional`` splits it is only noted where their pictures, or all of their labels, are not there.
+    """
+    founds, findings = _read_splits(spec, config, splits, optional)
     config, pixels, more = check_range(spec, config, founds)
     findings += more
     shape = input_shape(config.data.imgsz, 2 ** max(config.model.levels))
@@ -100,7 +110,7 @@ def diagnose(spec: DataSpec, config: Config, *, splits: Sequence[str], full: boo
 
 
 def _read_splits(
-    spec: DataSpec, config: Config, splits: Sequence[str]
+    spec: DataSpec, config: Config, splits: Sequence[str], optional: Sequence[str]
 ) -> tuple[dict[str, Found], list[Finding]]:
     founds, findings = {}, []
     for split in splits:
@@ -108,9 +118,27 @@ def _read_splits(
             founds[split] = read_split(
                 spec, split, single_cls=config.data.single_cls, label_errors=config.data.label_errors
             )
+        except NotFoundError as error:
+            findings.append(_tell_absent(split, error, needed=split not in optional))
+            continue
         except UserError as error:
             findings.append(Finding("error", "split", split, 0, str(error)))
+            continue
+        missing = sum(problem.kind == MISSING_PICTURE for problem in founds[split].problems)
+        if missing == len(founds[split].index.sizes) and split in optional:
+            error = NotFoundError(f"none of its {missing} pictures is there")
+            findings.append(_tell_absent(split, error, needed=False))
+            del founds[split]
     return founds, findings
+
+
+def _tell_absent(split: str, error: NotFoundError, *, needed: bool) -> Finding:
+    """Of a split whose pictures or labels are not there: training needs ``train`` and ``val`` alone."""
+    if needed:
+        return Finding("error", "split", split, 0, str(error))
+    text = f"nothing to measure in this split; training does not need it. {error}"
+    remedy = f"before val.py --task {split}: put there what is missing; detect.py needs no labels"
+    return Finding("note", "split-absent", split, 0, text, remedy)
 
 
 def missing_splits(spec: DataSpec) -> list[str]:

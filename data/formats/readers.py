@@ -12,7 +12,7 @@ from data.formats.labels import RawLabels
 from data.formats.problems import MISSING_PICTURE, Problem
 from data.formats.sources import DataSpec, coco_files, coco_folder, list_pictures, spec_error, xml_folders
 from data.images import read_size
-from utils.errors import DATA, UserError
+from utils.errors import DATA, NothingThereError, UserError
 
 THREADS = 4  # they wait for the disk
 CHUNK = 256  # pictures a task
@@ -153,4 +153,4 @@ def _no_labels_error(spec: DataSpec, split: str, files: SplitFiles) -> UserError
         f"For example {files.pictures[0]} needs {files.label_files[0]}.",
         f"({rule[spec.format]})",
     ]
-    return UserError("\n".join(lines), DATA)
+    return NothingThereError("\n".join(lines), DATA)

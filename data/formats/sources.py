@@ -9,7 +9,7 @@ from typing import NamedTuple
 from data.formats.coco import ROBOFLOW
 from data.formats.listing import SUFFIXES, find_listed, read_lines, read_list, walk_pictures
 from data.formats.yolo_rows import UNSAID, RowRule
-from utils.errors import DATA, NotFoundError, UserError
+from utils.errors import DATA, NotFoundError, NothingThereError, UserError
 from utils.wording import printable, show_class
 
 SPLITS = ("train", "val", "test")
@@ -159,7 +159,7 @@ def list_pictures(spec: DataSpec, split: str) -> list[str]:
             found.update(read_list(source, spec.root))
     if not found:
         text = f"split {split!r} has no pictures ({' '.join(SUFFIXES)}) in:\n{indent(sources)}"
-        raise spec_error(spec.yaml, text)
+        raise NothingThereError(f"{spec.yaml}: {text}", DATA)
     return sorted(found)
 
 
@@ -194,7 +194,7 @@ def coco_folder(spec: DataSpec, split: str, file: Path, first: str) -> Path:
     if folders and len(folders) == 1:
         return folders[0]  # its pictures are missing one by one, and reported so
     text = f"{split}: {first}, which {file.name} lists, is in none of:\n{indent(tried)}\n"
-    raise spec_error(spec.yaml, text + f"Name the folder: images: {{{split}: <folder>}}")
+    raise NotFoundError(f"{spec.yaml}: {text}Name the folder: images: {{{split}: <folder>}}", DATA)
 
 
 def _image_folders(source: Path) -> list[Path]:
