@@ -233,7 +233,13 @@ def _name_copies(rows: np.ndarray, paths: list[str], split: str, other: str) -> 
     rows = rows[np.argsort(-rows[:, 2], kind="stable")].tolist()
     how = ("looks like", "same bytes as")
     places = [
-        Problem(paths[ours], 0, f"{how[equal]} {paths[theirs]}", "copy") for ours, theirs, equal in rows
+        Problem(
+            paths[ours],
+            0,
+            "the same file" if paths[ours] == paths[theirs] else f"{how[equal]} {paths[theirs]}",
+            "copy",
+        )
+        for ours, theirs, equal in rows
     ]
     if split == other:
         severity, code, text = "note", "copy", "pictures that repeat another one of the split"

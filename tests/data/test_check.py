@@ -208,6 +208,13 @@ def test_copies_between_and_within_splits(root):
     assert ("copy", "train", 1) in codes(facts, "note")
 
 
+def test_a_split_that_is_another_one_is_not_told_picture_by_picture(root):
+    """As COCO128 has it: each picture is its own copy."""
+    (root / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [cat, dog]\n")
+    leak = next(item for item in doctor(root)[1]["findings"] if item["code"] == "leak")
+    assert {place["text"] for place in leak["places"]} == {"the same file"}
+
+
 def test_classes(root):
     (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat, dog, bird, fish]\n")
     add(root, 0, "2 0.5 0.5 0.2 0.2", "val")

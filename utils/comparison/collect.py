@@ -34,7 +34,7 @@ from utils.metrics.coco import KEYS
 SCHEMA = 2  # of comparison.json: from 2 on null where there is nothing to measure, before it -1
 NUM_RESAMPLES = 1000
 PICTURES_PER_LOSS, MOST_PICTURES = 4, 12
-OLD_NOTHING = -1  # in place of null, in the metrics.json of older runs
+OLD_NOTHING = -1  # in the metrics.json and results.csv of older runs, in place of null and an empty cell
 
 
 class Measured(NamedTuple):
@@ -190,14 +190,17 @@ def describe_run(run: Run, measured: Measured) -> dict:
 
 
 def read_curves(run: Run) -> dict[str, list[float | None]]:
-    """The columns of results.csv; None where a cell is empty or not finite."""
+    """The columns of results.csv; None where a cell is empty, not finite, or an older run's -1."""
     with open(run.folder / "results.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     cells = {column: [row[column] or "nan" for row in rows] for column in (rows[0] if rows else ["epoch"])}
-    return {
+    curves = {
         column: [float(cell) if math.isfinite(float(cell)) else None for cell in column_cells]
         for column, column_cells in cells.items()
     }
+    for column in (column for column in curves if column.startswith("metrics/")):
+        curves[column] = [None if value == OLD_NOTHING else value for value in curves[column]]
+    return curves
 
 
 def seconds_per_step(columns: Mapping[str, Sequence[float | None]]) -> float | None:

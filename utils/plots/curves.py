@@ -153,12 +153,18 @@ def plot_pr_curves(path, recall_grid, precision, names) -> None:
 
 
 def _read_columns(path) -> dict[str, np.ndarray]:
-    """Column name -> float64, one value a row; NaN where the cell is empty, missing or no finite number."""
+    """Column name -> float64, one value a row; NaN where the cell is empty, missing or no finite number.
+
+    Older runs wrote COCO's -1 where there was nothing to measure: NaN, too.
+    """
     with open(path, newline="", encoding="utf-8") as file:
         header, *rows = [*csv.reader(file)] or [[]]
     rows = [row for row in rows if row]
     cells = [[_number(row[i]) if i < len(row) else np.nan for row in rows] for i in range(len(header))]
-    return {name.strip(): np.array(column, float) for name, column in zip(header, cells, strict=True)}
+    columns = {name.strip(): np.array(column, float) for name, column in zip(header, cells, strict=True)}
+    for name in (name for name in columns if name.startswith("metrics/")):
+        columns[name][columns[name] == -1] = np.nan
+    return columns
 
 
 def _number(cell: str) -> float:

@@ -185,7 +185,9 @@ def _to_file(packed: dict[str, Any], *, safe: bool) -> memoryview:
 def _read_content(path: Path) -> Any:
     """What one file holds, by its first bytes; ending and form may differ."""
     if not path.is_file():
-        raise UnreadableError(f"weights {path} not found (working directory {Path.cwd()})")
+        beside = path.with_name("last.pt")
+        hint = f"; there is {beside}" if path.stem == "best" and beside.is_file() else ""
+        raise UnreadableError(f"weights {path} not found (working directory {Path.cwd()}){hint}")
     with explained(path), open(path, "rb") as file:
         head = file.read(9)
     safe = looks_like_safetensors(head) or (path.suffix == SUFFIX and head[:2] != b"PK")

@@ -33,7 +33,7 @@ PROTOCOL = {"imgsz": 96, "rect": False, "conf": 0.001, "iou": 0.65, "max_det": 3
 CSV = """epoch,train/quality,metrics/AP,seconds,memory_gb,step
 1,2.5,,9.0,0.5,3
 2,1.5,0.25,6.0,0.75,6
-3,,,9.0,,8
+3,,-1.0,9.0,,8
 """
 
 

@@ -207,6 +207,14 @@ def test_empty_cells_bad_cells_and_a_torn_last_row(tmp_path, monkeypatch):
     assert "Gradient norm" in titles
 
 
+def test_older_tables_with_nothing_to_measure_have_no_curve_of_it(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda self, text, **_: titles.append(text))
+    (tmp_path / "results.csv").write_text("epoch,lr,metrics/AP\n1,0.1,-1.0\n2,0.1,-1.0\n")
+    plot_table(tmp_path / "results.csv", tmp_path / "results.png")
+    assert titles == ["Learning rate"]
+
+
 def test_columns_that_are_missing_leave_their_panel_out(tmp_path):
     (tmp_path / "results.csv").write_text("epoch,train/box,metrics/AP\n0,1.5,\n1,1.2,\n")
     plot_table(tmp_path / "results.csv", tmp_path / "results.png")

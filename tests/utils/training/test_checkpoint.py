@@ -240,6 +240,13 @@ def test_a_file_that_is_not_there(tmp_path, monkeypatch, name):
     assert f"not found (working directory {tmp_path})" in refusal(path)
 
 
+def test_a_best_pt_that_is_not_there_names_last_pt(tmp_path):
+    """A run with nothing to measure has none."""
+    assert "there is" not in refusal(tmp_path / "best.pt")
+    (tmp_path / "last.pt").touch()
+    assert refusal(tmp_path / "best.pt").endswith(f"; there is {tmp_path}/last.pt")
+
+
 @pytest.mark.parametrize("value", [Config(), np.float64(1), b"x", {1, 2}, torch.float32, Path("x")])
 def test_a_checkpoint_may_hold_no_objects(tmp_path, value):
     """What cannot be read back must not be written: the first resume is too late to learn it."""
