@@ -86,7 +86,7 @@ def test_a_best_that_is_not_the_best_is_not_measured(flags, tmp_path, capsys, lo
     else:
         save_checkpoint(path, read_weights(folder, "best.pt") | {"epoch": 3})
     assert go_on(folder).code == NOT_SAVED
-    assert "best.pt is not that of the best epoch" in capsys.readouterr().out
+    assert "best.pt is not the one it should be" in capsys.readouterr().out
     assert not (folder / "metrics.json").exists()
 
 

@@ -172,7 +172,14 @@ def test_sigterm_at_20_random_moments_of_one_run(more_shapes, tmp_path):
 
 
 @LINUX
-@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SIGINT",
+        pytest.param("SIGUSR1", marks=pytest.mark.slow),
+        pytest.param("SIGHUP", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_to_all_processes_of_a_run(name, more_shapes, tmp_path):
     """As shells and SLURM send it: loader processes go on until the step is done."""
     with Child(tmp_path, *flags_of(more_shapes, tmp_path)) as child:

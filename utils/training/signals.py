@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from utils.command import SAME, end_children, tell
+from utils.command import ENDING, SAME, end_children, tell
 
-INTERRUPTED, TERMINATED = 130, 143  # exit codes
-CODES = {"SIGINT": INTERRUPTED, "SIGTERM": TERMINATED, "SIGUSR1": TERMINATED}  # USR1: SLURM's early warning
+INTERRUPTED, TERMINATED = ENDING["SIGINT"], ENDING["SIGTERM"]
+CODES = {**ENDING, "SIGUSR1": TERMINATED}  # SLURM's early warning
 
 
 class Stop:
     """Inside ``with Stop() as stop``, ``stop.code`` is the exit code a signal asked for, 0 until then.
 
     Only the main thread can receive signals; elsewhere this does nothing. The handlers of before come back
-    at the end.
+    at the end. A hang-up that is ignored (nohup) stays so.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,8 @@ class Stop:
     def __enter__(self) -> "Stop":
         try:
             for number in ending_signals():
-                self._before[number] = signal.signal(number, self._receive)
+                if number != getattr(signal, "SIGHUP", 0) or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._receive)
         except ValueError:  # not the main thread
             return self
         self._heard, listening = socket.socketpair()
@@ -80,7 +81,7 @@ def _end_at_second(heard: socket.socket) -> None:
     A thread's work: the main one runs no handler of Python's as long as one operation of PyTorch lasts, which
     is minutes where it waits for another rank; and then it runs one for all signals of a kind.
     """
-    ending, first = ending_signals(), None
+    ending, first = [n for n in ending_signals() if signal.getsignal(n) != signal.SIG_IGN], None
     with heard:
         while byte := heard.recv(1):
             if byte[0] not in ending:

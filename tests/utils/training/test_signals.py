@@ -48,8 +48,12 @@ def test_the_first_signal_only_asks(name, capfd):
 
 
 def test_codes_are_those_of_shells():
-    assert {name: CODES[name] - 128 for name in ("SIGINT", "SIGTERM")} == {"SIGINT": 2, "SIGTERM": 15}
-    assert CODES["SIGUSR1"] == CODES["SIGTERM"]
+    assert {name: code - 128 for name, code in CODES.items()} == {
+        "SIGINT": 2,
+        "SIGTERM": 15,
+        "SIGHUP": 1,
+        "SIGUSR1": 15,
+    }
 
 
 @NAMES
@@ -111,6 +115,19 @@ def test_afterwards_nothing_is_left():
     os.kill(child, signal.SIGKILL)
     assert exit_code(child) == -signal.SIGKILL
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            send("SIGHUP")
+            assert stop.code == 0
+            send("SIGTERM")
+            assert stop.code == CODES["SIGTERM"]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_another_thread_changes_nothing():
