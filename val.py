@@ -45,6 +45,7 @@ from utils.metrics.coco import (
     evaluate_detections,
     is_measurable,
     pack_detections,
+    to_results,
 )
 from utils.metrics.crowding import crowding_of, describe_crowding
 from utils.plots.curves import plot_pr_curves
@@ -186,19 +187,10 @@ def write_metrics(folder: Path, evaluation: Evaluation, measurement: Mapping) ->
     write_json(folder / "metrics.json", {**content, **measurement}, indent=2)
 
 
-def write_predictions(folder: Path, rows: np.ndarray) -> Path:
+def write_predictions(folder: Path, truth: dict, rows: np.ndarray) -> Path:
     """predictions.json in COCO's result form, unrounded."""
-    content = [
-        {
-            "image_id": int(row[0]),
-            "category_id": int(row[6]),
-            "bbox": row[1:5].tolist(),
-            "score": float(row[5]),
-        }
-        for row in rows
-    ]
     path = folder / "predictions.json"
-    write_json(path, content)
+    write_json(path, to_results(truth, rows))
     return path
 
 
@@ -271,7 +263,7 @@ def measure(args: Namespace) -> None:
             print(nothing_to_measure(args.task, spec.yaml))
         write_metrics(folder, result, describe_measurement(index, spec, config, weights=args.weights))
         if args.save_json:
-            print(f"predictions: {write_predictions(folder, result.rows)}")
+            print(f"predictions: {write_predictions(folder, truth, result.rows)}")
         if not args.noplots:
             save_val_pictures(folder, detector.model, loader, spec.names, cfg=config.val)
             plot_pr_curves(folder / "PR_curve.png", RECALLS, result.metrics.curves, spec.names)

@@ -205,7 +205,7 @@ def _list_losses(spec: DataSpec, parts: list[Part], target: Target) -> list[str]
         crowds = sum(int(part.index.ignore.sum()) for part in parts) if target.format == "yolo" else 0
         areas = sum(_count_mask_areas(part, target.format) for part in parts)
         gaps = sum(index != key for index, key in enumerate(spec.category_ids))
-        ids = sum(int((picture_ids_of(part.files) != part.index.picture_ids).sum()) for part in parts)
+        ids = sum(_count_lost_ids(part) for part in parts)
         counts = [
             (crowds, "crowd or difficult boxes left out: YOLO labels have no mark for them"),
             (
@@ -225,6 +225,12 @@ def _list_losses(spec: DataSpec, parts: list[Part], target: Target) -> list[str]
 def _written_boxes(part: Part, format: str) -> np.ndarray:
     """(T,) bool."""
     return ~part.index.ignore | (format != "yolo")
+
+
+def _count_lost_ids(part: Part) -> int:
+    """Pictures whose id in the source is not the one that their new file name gives them."""
+    lost = picture_ids_of(part.files) != part.index.picture_ids
+    return int(lost.sum() if not len(part.index.source_ids) else (part.index.source_ids != b"null").sum())
 
 
 def _count_mask_areas(part: Part, format: str) -> int:

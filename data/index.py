@@ -16,7 +16,7 @@ import numpy as np
 from data.cache import Column, is_json_of, is_list_of, load_arrays, save_arrays, stat_files
 from data.formats.labels import LabelReport, clean_labels
 from data.formats.problems import MISSING_PICTURE, Policy, Problem, check_problems
-from data.formats.readers import list_sources, read_files
+from data.formats.readers import NO_IDS, list_sources, read_files
 from data.formats.sources import DataSpec
 
 # of a cache entry: the index, and what it was made from
@@ -29,6 +29,7 @@ COLUMNS = {
     "ignore": Column("bool", ("boxes",)),
     "areas": Column("float64", ("boxes",)),
     "picture_ids": Column("int64", ("pictures",)),
+    "source_ids": Column("S", ("source ids",)),
     "stats": Column("int64", ("files", 3)),
     "pictures": Column("uint8", ("bytes of pictures",)),
     "label_files": Column("uint8", ("bytes of label files",)),
@@ -48,7 +49,8 @@ class Index(NamedTuple):
     labels: np.ndarray  # (T,) int64 class index
     ignore: np.ndarray  # (T,) bool, crowd or difficult
     areas: np.ndarray  # (T,) float64 px^2, the area that decides COCO's small, medium, large
-    picture_ids: np.ndarray  # (N,) int64
+    picture_ids: np.ndarray  # (N,) int64, no two are equal
+    source_ids: np.ndarray = NO_IDS  # (N,) bytes, JSON of the ids in the source; (0,) where they are the same
 
 
 class Found(NamedTuple):
@@ -155,6 +157,7 @@ def _read(spec: DataSpec, split: str, sources, *, single_cls: bool, policy: Poli
         ignore=kept.ignore,
         areas=kept.areas,
         picture_ids=files.picture_ids,
+        source_ids=files.source_ids,
     )
     problems = sorted([*files.problems, *raw.problems, *kept.problems])
     report = LabelReport(
@@ -170,6 +173,8 @@ def _read(spec: DataSpec, split: str, sources, *, single_cls: bool, policy: Poli
         num_polygons=raw.num_polygons,
         num_four_points=raw.num_four_points,
         num_keypoint_rows=raw.num_keypoint_rows,
+        num_unplaced=raw.num_unplaced,
+        num_renumbered=int((index.source_ids == b"null").sum()),
     )
     return Found(index, report, problems, files.label_files)
 
@@ -184,6 +189,7 @@ def _without_unreadable(found: Found) -> tuple[Index, LabelReport]:
         sizes=index.sizes[keep],
         offsets=index.offsets[ends],
         picture_ids=index.picture_ids[keep],
+        source_ids=index.source_ids[keep] if len(index.source_ids) else NO_IDS,
     )
     files = {"picture", MISSING_PICTURE, "label file", "size"}
     report = found.report._replace(
@@ -219,6 +225,8 @@ def _contradiction(arrays: dict[str, np.ndarray], num_classes: int) -> str:
         return "its lists of files do not agree"
     if arrays["report"][:1].tolist() != [len(paths)]:
         return "its counts do not agree"
+    if len(entry.source_ids) not in (0, len(paths)):
+        return "its ids do not agree"
     if not is_json_of(arrays["problems"], lambda value: is_list_of(value, str, int, str, str)):
         return "its problems are none"
     return ""

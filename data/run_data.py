@@ -1,5 +1,6 @@
 """Everything a training reads: both splits, as loaders and as ground truth."""
 
+import json
 import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -114,6 +115,10 @@ def ground_truth_of(index: Index, spec: DataSpec) -> dict:
     return make_ground_truth(
         **{field: getattr(index, field) for field in ("picture_ids", "sizes", "offsets", "boxes", "labels")},
         **{"ignore": index.ignore, "areas": index.areas},
+        sources=[
+            {"source_id": json.loads(text), "file_name": path_of(index, i).name}
+            for i, text in enumerate(index.source_ids.tolist())
+        ],
         category_ids=spec.category_ids,
         names=spec.names,
     )

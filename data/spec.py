@@ -18,7 +18,7 @@ import numpy as np
 
 from data.cache import Column, is_json_of, is_list_of, load_arrays, save_arrays, stat_files
 from data.download import DATA_ROOT, Download, download_state, folder_of, read_downloads
-from data.formats.coco import read_categories
+from data.formats.coco import Categories, read_categories
 from data.formats.layouts import FORMATS, guess_content, read_darknet, recognise_format
 from data.formats.listing import wrong_kind
 from data.formats.readers import list_sources
@@ -213,16 +213,37 @@ def _with_names(spec: DataSpec, content: dict) -> DataSpec:
 
 def _with_categories(spec: DataSpec, content: dict) -> DataSpec:
     """Ids by the JSON files of all splits that are there; ``names`` choose and order the classes."""
-    known, dropped = _collect(spec, "categories", _list_categories)
-    known = dict(known)
+    ids, known, dropped, notes = _collect(spec, "categories", _list_categories)
+    spec = spec._replace(notes=tuple(notes))
     if content.get("names") is None:
-        return spec._replace(names=tuple(known.values()), category_ids=tuple(known), left_out=tuple(dropped))
-    names, id_of = _read_names(spec.yaml, content), {name: key for key, name in known.items()}
+        if not known:
+            text = (
+                "the JSON files have no categories with names; list the names here, in the order of the ids"
+            )
+            raise spec_error(spec.yaml, f"names: missing, and {text}")
+        return spec._replace(names=tuple(known), category_ids=tuple(ids), left_out=tuple(dropped))
+    names = _read_names(spec.yaml, content)
+    if not known:
+        return spec._replace(names=names, category_ids=_ids_by_order(spec.yaml, names, ids))
+    id_of = dict(zip(known, ids, strict=True))
     absent = [name for name in names if name not in id_of]
     if absent:
         text = f"names: {show(absent[0])} is no category of the JSON files; they have: "
         raise spec_error(spec.yaml, text + show_names(list(id_of)))
     return spec._replace(names=names, category_ids=tuple(id_of[name] for name in names))
+
+
+def _ids_by_order(yaml: Path, names: tuple[str, ...], ids: list) -> tuple:
+    """Ids of the classes where the JSON files give no names: in ascending order, if none can be missing."""
+    if len(ids) == len(names):
+        return tuple(ids)
+    for first in (0, 1):
+        numbers = range(first, first + len(names))
+        # the first or the last number shows from where they count
+        if ids and set(ids) <= set(numbers) and (first if first == 0 else len(names)) in ids:
+            return tuple(numbers)
+    text = f"there are {len(names)}, but the JSON files, which name no categories, use the ids {show(ids)}"
+    raise spec_error(yaml, f"names: {text}; add `categories` with ids and names to them")
 
 
 def _collect(spec: DataSpec, kind: str, collect: Callable[[list[str]], object]):
@@ -233,7 +254,7 @@ def _collect(spec: DataSpec, kind: str, collect: Callable[[list[str]], object]):
     found = (_label_files_there(spec, split) for split in spec.splits)
     files = list(dict.fromkeys(file for part in found for file in part))
     files = files or list_sources(spec, next(iter(spec.splits)))[1]  # says what is not there
-    key, stats = "\0".join([f"{kind} 2", *files]), stat_files(files)
+    key, stats = "\0".join([f"{kind} 3", *files]), stat_files(files)
     entry = load_arrays("classes", key, COLUMNS, name=kind, check=CHECKS[kind])
     if entry is not None and np.array_equal(entry["stats"], stats):
         return json.loads(entry["text"].tobytes())
@@ -248,8 +269,9 @@ def _bad_names(arrays: dict[str, np.ndarray]) -> str:
 
 def _bad_categories(arrays: dict[str, np.ndarray]) -> str:
     def right(value: object) -> bool:
-        known, dropped = value
-        return is_list_of(known, int, str) and is_list_of(dropped, str)
+        ids, *texts = value
+        fine = len(texts) == 3 and isinstance(ids, list) and all(type(key) in (int, str) for key in ids)
+        return fine and all(is_list_of(part, str) for part in texts) and len(texts[0]) in (0, len(ids))
 
     return "" if is_json_of(arrays["text"], right) else "no categories"
 
@@ -264,9 +286,8 @@ def _label_files_there(spec: DataSpec, split: str) -> list[str]:
         return []
 
 
-def _list_categories(files: list[str]) -> tuple[list[tuple[int, str]], list[str]]:
-    names, dropped = read_categories(list(map(Path, files)))
-    return list(names.items()), dropped
+def _list_categories(files: list[str]) -> Categories:
+    return read_categories(list(map(Path, files)))
 
 
 def _read_names(yaml: Path, content: dict) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TextIO
 from xml.sax.saxutils import escape
@@ -52,8 +53,10 @@ def write_voc(root: Path, part: Part, names: Sequence[str], offset: int) -> None
         _write(path, "\n".join(lines))
 
 
-def write_coco(root: Path, part: Part, names: Sequence[str], category_ids: Sequence[int]) -> None:
+def write_coco(root: Path, part: Part, names: Sequence[str], category_ids: Sequence[int | str]) -> None:
     """``annotations/instances_<split>.json`` with the source's ids; ignored boxes are ``iscrowd``.
+
+    Pictures of files that use the same ids have their numbers in the index.
 
     One entry a line, written as it is made: COCO itself has 860,000 annotations.
     """
@@ -90,13 +93,23 @@ def _show(value: float) -> str:
 
 
 def _coco_images(part: Part) -> Iterator[dict]:
-    sizes, ids = part.index.sizes.tolist(), part.index.picture_ids.tolist()
+    sizes, ids = part.index.sizes.tolist(), _ids_of(part.index)
     for number, file, (height, width) in zip(ids, part.files, sizes, strict=True):
         yield {"id": number, "file_name": file, "height": height, "width": width}
 
 
-def _coco_annotations(index: Index, category_ids: Sequence[int]) -> Iterator[dict]:
-    image_ids = np.repeat(index.picture_ids, np.diff(index.offsets)).tolist()
+def _ids_of(index: Index) -> list[int | str]:
+    """(N,) the source's id of each picture, else its number."""
+    sources = map(json.loads, index.source_ids.tolist())
+    return [
+        number if source is None else source
+        for source, number in zip_longest(sources, index.picture_ids.tolist())
+    ]
+
+
+def _coco_annotations(index: Index, category_ids: Sequence[int | str]) -> Iterator[dict]:
+    ids, counts = _ids_of(index), np.diff(index.offsets).tolist()
+    image_ids = [number for number, count in zip(ids, counts, strict=True) for _ in range(count)]
     boxes = np.hstack([index.boxes[:, :2], index.boxes[:, 2:] - index.boxes[:, :2]]).tolist()
     columns = zip(
         image_ids, index.labels.tolist(), boxes, index.areas.tolist(), index.ignore.tolist(), strict=True

@@ -25,6 +25,8 @@ from utils.errors import NotFoundError, UserError
 
 MANY_PICTURES = 10_000  # of all splits together: above, headers only
 NEEDED = ("train", "val")  # by train.py
+RENUMBERED = "pictures numbered anew, from 1 by path, as several files of the split use the same ids"
+UNPLACED = "boxes of pictures that are listed wrongly (left out)"
 MISSING = "pictures without a label file (they count as background, without objects)"
 UNREADABLE = "cannot read this picture: "
 FEW_BINLESS = 0.001  # share of inexpressible boxes that is only noted
@@ -66,6 +68,7 @@ def diagnose(
     founds, findings = _read_splits(spec, config, splits, optional)
     config, pixels, more = check_range(spec, config, founds)
     findings += more
+    findings += [Finding("note", "categories", "", 0, note) for note in spec.notes]
     shape = input_shape(config.data.imgsz, 2 ** max(config.model.levels))
     decode = full or sum(len(found.index.sizes) for found in founds.values()) <= MANY_PICTURES
     looks = {
@@ -170,6 +173,8 @@ def _check_report(report: LabelReport, split: str) -> list[Finding]:
         ("warning" if many else "note", "no-label-file", report.num_missing, MISSING),
         ("warning", "empty", report.num_empty, "boxes of no width or no height (dropped)"),
         ("warning", "duplicate-box", report.num_duplicate, "boxes that stand there twice (copies dropped)"),
+        ("note", "ids-shared", report.num_renumbered, RENUMBERED),
+        ("warning", "unplaced", report.num_unplaced, UNPLACED),
         ("note", "clipped", report.num_clipped, "boxes that reach beyond their picture (cut at its edge)"),
         ("note", "polygons", report.num_polygons, f"label rows of {what}, read as their upright bounds"),
         ("note", "keypoints", report.num_keypoint_rows, "label rows whose keypoints are left out"),

@@ -51,7 +51,7 @@ KINDS = {
     "image entry": ("pictures that are listed wrongly", "mend these entries of `images`"),
     "id": ("annotations without a proper image_id", "write the id of their picture"),
     "no picture": ("annotations of pictures that are not listed", "delete them, or list their pictures"),
-    "bbox": ("annotations without a proper bbox", "write x, y, width, height in px"),
+    "bbox": ("annotations without a proper bbox", "write x, y, width, height in px, or a segmentation"),
     "difficult": ("objects with a senseless difficult", "write 0 or 1"),
     "bndbox": ("objects without a proper bndbox", "write xmin, ymin, xmax, ymax in px"),
     "area": ("annotations with a senseless area", "write the area of the mask in px^2, or leave it away"),

@@ -11,7 +11,7 @@ from data.doctor.findings import SEVERITIES, show_finding
 from data.formats.sources import show_names
 from utils.config import config_to_plain
 from utils.errors import DATA, OK
-from utils.wording import show_class
+from utils.wording import printable, show_class
 
 SCHEMA = 1  # of the JSON; goes up when a field changes its meaning or goes
 MOST_CLASSES = 100  # rows in the table; --json has them all
@@ -136,7 +136,7 @@ def _class_table(diagnosis: Diagnosis) -> str:
     rows = [["name", "id", "index", *diagnosis.classes]]
     for index, name in enumerate(spec.names[:MOST_CLASSES]):
         counts = [str(counts[index]) if counts[index] else "-" for counts in diagnosis.classes.values()]
-        rows.append([show_class(name), str(spec.category_ids[index]), str(index), *counts])
+        rows.append([show_class(name), printable(spec.category_ids[index]), str(index), *counts])
     more = len(spec.names) - MOST_CLASSES
     return "\n".join(
         ["boxes by class", *_align(rows), *([f"... and {more} more (--json)"] if more > 0 else [])]

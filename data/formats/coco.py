@@ -1,159 +1,298 @@
 """COCO JSON: pictures, boxes and categories in one file, or several. N pictures, T annotations.
 
-Ids are the source's all the way: category ids may have gaps and come in any order, class indices follow their
-ascending order. ``iscrowd`` marks ignore regions; ``area`` is the mask's, which decides small, medium, large.
+Ids belong to their file: several files of a split may each count from 1. Classes of several files are the
+same where their names are. ``iscrowd`` marks ignore regions; ``area`` is the mask's, which decides small,
+medium, large.
 """
 
-import json
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from io import TextIOWrapper
-from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from data.formats.coco_file import CocoFile, read_json
+from data.formats.coco_values import (
+    Fault,
+    Ids,
+    is_number,
+    key_of,
+    read_area,
+    read_box,
+    read_crowd,
+    to_side,
+)
 from data.formats.labels import RawLabels
 from data.formats.problems import Problem
 from utils.errors import DATA, UserError
-from utils.files import open_regular
-from utils.wording import show_value
+from utils.wording import printable, show_value
 
-LISTS = ("images", "annotations", "categories")
 ROBOFLOW = "_annotations.coco.json"  # the name of its JSON, which lies among the pictures
-MAX_ID = 2**53  # evaluators hold ids as float64
 
 
-class CocoFile:
-    """One JSON file. Its three lists are known to be lists of objects."""
+class Categories(NamedTuple):
+    """The classes of the JSON files of all splits. Plain values: they are kept as JSON."""
 
-    def __init__(self, path: Path, text: str, content: dict):
-        self.path, self.text = str(path), text
-        self.images, self.annotations, self.categories = (content[key] for key in LISTS)
-        self._lines: dict[str, list[int]] = {}
-
-    def problem(self, key: str, number: int, text: str, kind: str) -> Problem:
-        """A fault of element ``number`` of the list ``key``; finding its line parses the text once more."""
-        if key not in self._lines:
-            self._lines[key] = _find_lines(self.text, key)
-        return Problem(self.path, self._lines[key][number], text, kind)
+    ids: list[int | str]  # as the first file that has the class writes them
+    names: list[str]  # [] where the files have none
+    left_out: list[str]  # names that are no classes
+    notes: list[str]  # what there is to know, a line each
 
 
 class CocoPictures(NamedTuple):
     """The pictures that the JSON files of a split list, sorted by path."""
 
     paths: list[str]  # (N,)
-    ids: list[int]  # (N,)
+    ids: list[int | str]  # (N,) as the file has them
     stated: list[tuple[int, int] | None]  # (N,) height, width as the JSON says, None where it does not
     entries: list[tuple[CocoFile, int]]  # (N,) the file that lists it, and its place in that list
     problems: list[Problem]
 
 
-def read_json(path: Path) -> CocoFile:
-    """Parse and check the outline; a ``UserError`` names the line, or the key that is not as it should be."""
-    try:
-        with open_regular(path) as file:
-            text = TextIOWrapper(file, encoding="utf-8-sig").read()
-        content = json.loads(text)
-    except JSONDecodeError as error:
-        raise UserError(
-            f"{path}:{error.lineno}: not valid JSON (column {error.colno}): {error.msg}", DATA
-        ) from error
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: a pipe, not UTF-8, or a number of 5,000 digits
-        raise UserError(f"{path}: cannot read this as COCO JSON: {error}", DATA) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a COCO file is an object with {', '.join(LISTS)}; this is none", DATA)
-    for key in LISTS:
-        if key == "annotations" and content.get(key) is None:
-            content[key] = []  # published test sets have none
-        part = content.get(key)
-        if not isinstance(part, list) or not all(isinstance(item, dict) for item in part):
-            raise UserError(
-                f"{path}: {key} is missing or no list of objects; is this an object-detection file?", DATA
-            )
-    return CocoFile(path, text, content)
-
-
-def read_categories(paths: Sequence[Path]) -> tuple[dict[int, str], list[str]]:
-    """Id -> name by ascending id, over all files, and the names left out.
+def read_categories(paths: Sequence[Path]) -> Categories:
+    """The classes of all files, ids ascending.
 
     Left out is a category that is used nowhere and only stands above others (Roboflow's umbrella class).
+    Where no file names its categories, ``names`` is empty and ``ids`` are those in use.
     """
-    found: dict[int, str] = {}
-    used, above = set(), set()
-    for path in paths:
-        file = read_json(path)
-        for category in file.categories:
-            number, name = _whole(category.get("id")), category.get("name")
-            if number is None or not isinstance(name, str) or not name.strip():
-                shown = show_value({"id": category.get("id"), "name": name})
-                raise UserError(f"{path}: category {shown}: needs a whole number as id and a name", DATA)
-            if found.setdefault(number, name.strip()) != name.strip():
-                text = f"category id {number} is {name.strip()!r} here, but {found[number]!r} before"
-                raise UserError(f"{path}: {text}; give every category one id in all files", DATA)
-            parent = category.get("supercategory")
-            if isinstance(parent, str) and parent != name:
-                above.add(parent)
-        used.update(_whole(annotation.get("category_id")) for annotation in file.annotations)
-    dropped = [number for number, name in found.items() if number not in used and name in above]
-    names = {number: found[number] for number in sorted(found) if number not in dropped}
-    repeated = sorted(name for name, count in Counter(names.values()).items() if count > 1)
-    if repeated or not names:
-        text = f"the name {repeated[0]!r} stands for several ids" if repeated else "there are no categories"
-        raise UserError(f"{', '.join(map(str, paths))}: {text}", DATA)
-    return names, [found[number] for number in dropped]
+    files = [read_json(path) for path in paths]
+    tables = [_names_of(file) for file in files]
+    used = {name for file, table in zip(files, tables, strict=True) for name in _used_names(file, table)}
+    above = {
+        parent
+        for file in files
+        for category in file.categories
+        if isinstance(parent := category.get("supercategory"), str) and parent != category.get("name")
+    }
+    found, notes = _join(paths, tables)
+    dropped = [name for name in found if name not in used and name in above]
+    names = [name for name in found if name not in dropped]
+    if names:
+        return Categories([found[name] for name in names], names, dropped, notes)
+    if any(tables):
+        raise UserError(f"{', '.join(map(str, paths))}: no category is a class: all stand above others", DATA)
+    keys = {key_of(item.get("category_id")) for file in files for item in file.annotations}
+    listed = {key_of(item.get("id")) for file in files for item in file.categories}
+    return Categories(sorted((listed or keys) - {None}, key=_order), [], [], [])
+
+
+def _order(key: int | str) -> tuple:
+    """Numbers ascending, then text as it was listed: sorting is stable."""
+    return (0, int(key)) if is_number(key) else (1, 0)
+
+
+def _names_of(file: CocoFile) -> dict[int | str, str]:
+    """Id, as it is compared, -> name, of the categories of one file; {} where none has a name."""
+    if not any(map(_name_of, file.categories)):
+        return {}
+    names: dict[int | str, str] = {}
+    for category in file.categories:
+        key, name = key_of(category.get("id")), _name_of(category)
+        if key is None or name is None:
+            shown = show_value({"id": category.get("id"), "name": category.get("name")})
+            raise UserError(f"{file.path}: category {shown}: needs an id and a name", DATA)
+        if names.setdefault(key, name) != name:
+            text = f"category id {show_value(category['id'])} is {name!r} here, but {names[key]!r} before"
+            raise UserError(f"{file.path}: {text}; give every category its own id", DATA)
+    repeated = [name for name, count in Counter(names.values()).items() if count > 1]
+    used = {key_of(item.get("category_id")) for item in file.annotations} if repeated else set()
+    for name in repeated:
+        # Roboflow names its umbrella after the project, which is often called like its only class
+        keys = [key for key in names if names[key] == name]
+        if sum(key in used for key in keys) > 1:
+            raise UserError(
+                f"{file.path}: the name {name!r} stands for several ids: {show_value(keys)}", DATA
+            )
+        kept = next((key for key in keys if key in used), keys[-1])
+        names = {key: value for key, value in names.items() if value != name or key == kept}
+    return names
+
+
+def _name_of(category: dict) -> str | None:
+    name = category.get("name")
+    if type(name) in (int, float):
+        return str(name)  # digits as classes
+    return name.strip() or None if isinstance(name, str) else None
+
+
+def _used_names(file: CocoFile, table: dict[int | str, str]) -> set[str]:
+    keys = {key_of(item.get("category_id")) for item in file.annotations}
+    return {name for key, name in table.items() if key in keys}
+
+
+def _join(
+    paths: Sequence[Path], tables: list[dict[int | str, str]]
+) -> tuple[dict[str, int | str], list[str]]:
+    """Name -> id, by ascending id, of all files; and a note where they number their classes differently.
+
+    A class has the id of the first file that has it; where that stands for another class already, the next
+    number above all.
+    """
+    found: dict[str, int | str] = {}
+    owner: dict[str, Path] = {}
+    odd = []
+    for path, table in zip(paths, tables, strict=True):
+        for key, name in table.items():
+            if found.get(name, key) != key:
+                odd.append(f"{name!r} is {found[name]!r} in {owner[name]} and {key!r} in {path}")
+            elif name not in found:
+                taken = key in found.values()
+                numbers = [number for number in found.values() if type(number) is int]
+                found[name] = max([0, *numbers]) + 1 if taken else key
+                owner[name] = path
+                odd += [f"{key!r} is {name!r} in {path}, another class before"] if taken else []
+    notes = []
+    if odd:
+        rule = "classes are matched by name, and ids are those of the first file"
+        notes = [f"the files number their classes differently: {odd[0]} ({len(odd)} such); {rule}"]
+    return {name: found[name] for name in sorted(found, key=lambda name: _order(found[name]))}, notes
 
 
 def list_pictures(files: list[CocoFile], folders: list[Path]) -> CocoPictures:
-    """Pictures of a split; ``folders`` holds the picture folder of each file. Faulty entries are problems."""
-    found, problems, ids, paths = [], [], set(), set()
-    for file, folder in zip(files, folders, strict=True):
-        for number, image in enumerate(file.images):
-            name, key = image.get("file_name"), _whole(image.get("id"))
-            path = os.path.normpath(os.path.join(folder, name)) if isinstance(name, str) else ""
-            fault = _image_fault(image, known_path=path in paths, known_id=key in ids)
+    """Pictures of a split; ``folders`` holds the picture folder of each file. Faulty entries are problems.
+
+    Of an id that stands for several pictures of a file none is kept: whose its annotations are, nobody knows.
+    """
+    found, problems, owners = [], [], {}
+    for file, paths in zip(files, _locate(files, folders), strict=True):
+        repeated = file.image_ids.repeated()
+        for number, (image, path) in enumerate(zip(file.images, paths, strict=True)):
+            key = image.get("id")
+            other = owners.get(path)
+            fault = _image_fault(image) or _repeat_fault(file, repeated.get(number)) or _copy_fault(other)
             if fault:
-                problems.append(file.problem("images", number, fault, "image entry"))
+                problems.append(image_problem(file, number, fault, "image entry"))
                 continue
-            ids.add(key)
-            paths.add(path)
-            size = _whole(image.get("height")), _whole(image.get("width"))
+            owners[path] = (file, number)
+            size = to_side(image.get("height")), to_side(image.get("width"))
             stated = size if size[0] and size[1] else None
+            key = int(key) if type(key) is float else key
             found.append((path, key, stated, (file, number)))
     found.sort(key=lambda item: item[0])
     columns = [list(column) for column in zip(*found, strict=True)] or [[], [], [], []]
     return CocoPictures(*columns, problems)
 
 
-def read_labels(files: list[CocoFile], pictures: CocoPictures, ids: Sequence[int] | None) -> RawLabels:
-    """Annotations of the pictures; ``ids``: class index -> category id, None to take every class for 0."""
-    place_of = {key: place for place, key in enumerate(pictures.ids)}
-    class_of = {key: index for index, key in enumerate(ids)} if ids is not None else None
-    rows, boxes, sources, problems, unlisted = [], [], [], [], 0
+def _locate(files: list[CocoFile], folders: list[Path]) -> list[list[str]]:
+    """The path of every picture; as written, where the end of a path would fit several entries."""
+    written = [
+        [
+            _join_path(folder, name) if _is_name(name := image.get("file_name")) else ""
+            for image in file.images
+        ]
+        for file, folder in zip(files, folders, strict=True)
+    ]
+    found = [
+        [
+            path and find_picture(folder, image["file_name"])
+            for image, path in zip(file.images, paths, strict=True)
+        ]
+        for file, folder, paths in zip(files, folders, written, strict=True)
+    ]
+    counts = Counter(path for paths in found for path in paths)
+    return [
+        [path if path == plain or counts[path] == 1 else plain for path, plain in zip(*pair, strict=True)]
+        for pair in zip(found, written, strict=True)
+    ]
+
+
+def _join_path(folder: str | Path, name: str) -> str:
+    return os.path.normpath(os.path.join(folder, name))
+
+
+def find_picture(folder: str | Path, name: str) -> str:
+    """Where the picture ``name`` lies below ``folder``: as written, else by the end of its path.
+
+    Exporters write paths of their own machine, with either kind of slash, and addresses. A path that ends
+    nowhere stays as written, for the error that names it.
+    """
+    path = _join_path(folder, name)
+    if os.path.exists(path):
+        return path
+    parts = [part for part in name.split("?")[0].replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for start in range(len(parts)):
+        near = os.path.join(folder, *parts[start:])
+        if os.path.isfile(near):
+            return near
+    return path
+
+
+def _is_name(name: object) -> bool:
+    """Whether a file could have this name."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+    return True
+
+
+def _image_fault(image: dict) -> str:
+    """What is wrong with an entry of ``images`` by itself, or ''."""
+    if not _is_name(image.get("file_name")):
+        return f"file_name is {show_value(image.get('file_name'))}, not the name of a file"
+    if key_of(image.get("id")) is None:
+        return f"id is {show_value(image.get('id'))}, not a number or a text"
+    return ""
+
+
+def _repeat_fault(file: CocoFile, other: int | None) -> str:
+    if other is None:
+        return ""
+    shown = f"{_subject(file.images[other], 'picture')} (images[{other}])"
+    return f"its id is also that of {shown}; every picture of a file needs its own"
+
+
+def _copy_fault(owner: tuple[CocoFile, int] | None) -> str:
+    if owner is None:
+        return ""
+    return f"this file is listed twice, before in {owner[0].path} (images[{owner[1]}]); keep one entry"
+
+
+def image_problem(file: CocoFile, number: int, text: str, kind: str) -> Problem:
+    """``picture a.jpg, id 3 (images[2]): ...``."""
+    shown = _subject(file.images[number], "picture")
+    return file.problem("images", number, f"{shown} ({{place}}): {text}", kind)
+
+
+def _subject(item: dict, what: str) -> str:
+    """``picture a.jpg, id 3``, as far as this is known."""
+    name = item.get("file_name")
+    shown = f" {printable(name)}" if isinstance(name, str) else ""
+    return f"{what}{shown}" + (f", id {show_value(item['id'])}" if item.get("id") is not None else "")
+
+
+def read_labels(
+    files: list[CocoFile], pictures: CocoPictures, names: Sequence[str] | None, ids: Sequence[int | str] = ()
+) -> RawLabels:
+    """Annotations of the pictures; without ``names`` every class is taken for 0.
+
+    ``ids`` are those of the classes where a file does not name its categories.
+    """
+    places: dict[CocoFile, dict[int, int]] = {file: {} for file in files}
+    for place, (file, number) in enumerate(pictures.entries):
+        places[file][number] = place
+    rows, boxes, sources, problems, counts = [], [], [], [], Counter()
     for file in files:
-        faulty = {_whole(image.get("id")) for image in file.images} - place_of.keys()
-        known = {_whole(category.get("id")) for category in file.categories}
+        categories, classes = _classes_of(file, names, ids)
+        own = places[file]
         for number, annotation in enumerate(file.annotations):
-            fault, kind = _annotation_fault(annotation, place_of, known)
-            if fault:
-                if kind != "no picture" or _whole(annotation["image_id"]) not in faulty:
-                    problems.append(file.problem("annotations", number, fault, kind))
+            try:
+                image = _find_image(file.image_ids, annotation.get("image_id"))
+                label = classes[_find_category(categories, annotation.get("category_id"))]
+                box, area = read_box(annotation), read_area(annotation.get("area"))
+                crowd = read_crowd(annotation.get("iscrowd"))
+            except Fault as fault:
+                problems.append(_annotation_problem(file, number, str(fault), fault.kind))
                 continue
-            label = class_of.get(_whole(annotation["category_id"])) if class_of else 0
-            if label is None:
-                unlisted += 1
+            if image not in own or label is None:
+                counts["unplaced" if image not in own else "unlisted"] += 1
                 continue
-            area, crowd = annotation.get("area"), annotation.get("iscrowd") == 1
-            place = place_of[_whole(annotation["image_id"])]
-            rows.append((place, label, crowd, math.nan if area is None else area))
-            boxes.append(annotation["bbox"])
+            rows.append((own[image], label, crowd, area))
+            boxes.append(box)
             sources.append((file, number))
     table, xywh = np.array(rows, np.float64).reshape(-1, 4), np.array(boxes, np.float64).reshape(-1, 4)
     order = np.argsort(table[:, 0], kind="stable")
@@ -164,87 +303,53 @@ def read_labels(files: list[CocoFile], pictures: CocoPictures, ids: Sequence[int
         ignore=table[:, 2] > 0,
         areas=table[:, 3],
         pictures=table[:, 0].astype(np.int64),
-        fault_at=lambda row, text, kind: sources[order[row]][0].problem(
-            "annotations", sources[order[row]][1], text, kind
-        ),
+        fault_at=lambda row, text, kind: _annotation_problem(*sources[order[row]], text, kind),
         problems=problems,
         left_out=np.zeros(len(pictures.ids), bool),
-        num_unlisted=unlisted,
+        num_unlisted=counts["unlisted"],
+        num_unplaced=counts["unplaced"],
         keep_copies=True,  # COCO's evaluators do
     )
 
 
-def _whole(value: object) -> int | None:
-    """A number from 0 to ``MAX_ID``, also where an exporter wrote 3.0 for 3; None for anything else."""
-    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_ID:
-        value = int(value)
-    return value if type(value) is int and 0 <= value <= MAX_ID else None
+def _classes_of(
+    file: CocoFile, names: Sequence[str] | None, ids: Sequence[int | str]
+) -> tuple[Ids | None, list[int | None]]:
+    """Categories of a file by their ids, and the class of each, None of one that is no class.
 
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and not abs(value) > MAX_ID  # nan passes
-
-
-def _image_fault(image: dict, *, known_path: bool, known_id: bool) -> str:
-    """What is wrong with an entry of ``images``, or ''."""
-    name, key = image.get("file_name"), image.get("id")
-    if not isinstance(name, str) or not name or "\0" in name:
-        return f"file_name is {show_value(name)}, not the name of a file"
-    if _whole(key) is None:
-        return f"id of {show_value(name)} is {show_value(key)}, not a whole number from 0 to 2^53"
-    if known_id:
-        shown = f"id {show_value(key)} of {show_value(name)}"
-        return f"{shown} stands for another picture too; every picture needs its own"
-    return f"{show_value(name)} is listed twice" if known_path else ""
-
-
-def _annotation_fault(annotation: dict, place_of: dict, known: set) -> tuple[str, str]:
-    """What is wrong with an annotation, and the kind of it; '' where nothing is."""
-    image, category, bbox = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
-    if _whole(image) is None:
-        return f"image_id is {show_value(image)}, not a whole number", "id"
-    if _whole(image) not in place_of:
-        return f"image_id is {show_value(image)}; no picture has this id", "no picture"
-    if _whole(category) is None or _whole(category) not in known:
-        ids = show_value(sorted(number for number in known if number is not None))
-        return f"category_id is {show_value(category)}; the categories have the ids {ids}", "class"
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
-        return f"bbox is {show_value(bbox)}, not four numbers x, y, width, height in px", "bbox"
-    if not all(map(math.isfinite, bbox)):
-        return f"bbox is {show_value(bbox)}, not four finite numbers", "not finite"
-    if bbox[2] < 0 or bbox[3] < 0:
-        return (
-            f"bbox is {show_value(bbox)}: width or height is negative (COCO has x, y, width, height)",
-            "negative",
-        )
-    area, crowd = annotation.get("area"), annotation.get("iscrowd", 0)
-    if area is not None and not (_is_number(area) and area >= 0):
-        return f"area is {show_value(area)}, not a number of px^2", "area"
-    return ("", "") if crowd in (0, 1, None) else (f"iscrowd is {show_value(crowd)}, not 0 or 1", "iscrowd")
-
-
-def _find_lines(text: str, key: str) -> list[int]:
-    """The line, from 1, on which each element of the top-level list ``key`` of valid JSON begins.
-
-    Of a key that stands there twice, the last counts, as for ``json.loads``.
+    Without categories and ``names`` any id will do, for class 0.
     """
-    decode, position, start = JSONDecoder().raw_decode, _skip(text, text.index("{") + 1), 0
-    while text[position] != "}":
-        name, position = decode(text, position)
-        position = _skip(text, position)
-        start = position if name == key else start
-        position = _skip(text, decode(text, position)[1])
-    lines, line, counted = [], 1, 0
-    position = _skip(text, start + 1)  # behind the bracket
-    while text[position] != "]":
-        line, counted = line + text.count("\n", counted, position), position
-        lines.append(line)
-        position = _skip(text, decode(text, position)[1])
-    return lines
+    if names is None:
+        keys = [category.get("id") for category in file.categories]
+        return Ids(keys) if keys else None, [0] * max(1, len(keys))
+    table, class_of = _names_of(file), {name: index for index, name in enumerate(names)}
+    if not table:
+        return Ids(ids), list(range(len(ids)))
+    return Ids(table), [class_of.get(name) for name in table.values()]
 
 
-def _skip(text: str, position: int) -> int:
-    """The next place that holds neither white space nor a separator."""
-    while text[position] in " \t\r\n,:":
-        position += 1
-    return position
+def _find_image(images: Ids, value: object) -> int:
+    place = images.find(value)
+    if place is None:
+        known = key_of(value) is not None
+        text = "no picture has this id" if known else "not the id of a picture"
+        raise Fault(f"image_id is {show_value(value)}; {text}", "no picture" if known else "id")
+    return place
+
+
+def _find_category(categories: Ids | None, value: object) -> int:
+    place = 0 if categories is None else categories.find(value)
+    if place is None:
+        shown = show_value(sorted(categories.places, key=_order))
+        raise Fault(f"category_id is {show_value(value)}; the categories have the ids {shown}", "class")
+    return place
+
+
+def _annotation_problem(file: CocoFile, number: int, text: str, kind: str) -> Problem:
+    """``annotation id 17 of picture a.jpg (annotations[3]): ...``."""
+    annotation = file.annotations[number]
+    shown = "annotation" + f" id {show_value(annotation['id'])}" * (annotation.get("id") is not None)
+    image = file.image_ids.find(annotation.get("image_id"))
+    name = file.images[image].get("file_name") if image is not None else None
+    shown += f" of picture {printable(name)}" * isinstance(name, str)
+    return file.problem("annotations", number, f"{shown} ({{place}}): {text}", kind)

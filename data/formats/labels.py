@@ -29,6 +29,7 @@ class RawLabels(NamedTuple):
     left_out: np.ndarray  # (N,) bool, pictures whose labels could not be read at all
     num_missing: int = 0  # pictures without a label file
     num_unlisted: int = 0  # boxes of classes that the YAML's names leave out
+    num_unplaced: int = 0  # boxes of pictures whose entry is faulty
     keep_copies: bool = False  # whether equal boxes are all meant
     num_polygons: int = 0  # rows of which the bounds of a polygon are taken
     num_four_points: int = 0  # of these, polygons of four points, as rotated boxes are
@@ -52,6 +53,8 @@ class LabelReport(NamedTuple):
     num_polygons: int = 0  # rows of which the bounds of a polygon were taken
     num_four_points: int = 0  # of these, polygons of four points, as rotated boxes are
     num_keypoint_rows: int = 0  # rows of which the keypoints were left out
+    num_unplaced: int = 0  # left out: boxes of pictures that are listed wrongly
+    num_renumbered: int = 0  # pictures whose ids are not those of the source
 
 
 class KeptLabels(NamedTuple):
@@ -84,6 +87,9 @@ def format_report(report: LabelReport) -> str:
         f"{report.num_unlisted} boxes of classes that names leaves out" * (report.num_unlisted > 0),
         f"{report.num_polygons} are the bounds of polygons{four}" * (report.num_polygons > 0),
         f"keypoints of {report.num_keypoint_rows} left out" * (report.num_keypoint_rows > 0),
+        f"{report.num_unplaced} boxes of wrongly listed pictures left out" * (report.num_unplaced > 0),
+        f"{report.num_renumbered} pictures numbered anew, by path, as files share ids"
+        * (report.num_renumbered > 0),
     ]
     return ", ".join(filter(None, parts))
 

@@ -1,5 +1,6 @@
 """What the files of a split say, in whichever of the formats: N pictures, their sizes, ids and labels."""
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,8 @@ from utils.errors import DATA, NothingThereError, UserError
 THREADS = 4  # they wait for the disk
 CHUNK = 256  # pictures a task
 MAX_ID_DIGITS = 15  # evaluators hold ids as float64, exact to 2^53
+MAX_ID = 2**53
+NO_IDS = np.zeros(0, "S1")
 SHOWN_FOLDERS = 10
 
 
@@ -29,6 +32,7 @@ class SplitFiles(NamedTuple):
     sizes: np.ndarray  # (N, 2) int32 height, width, EXIF orientation applied; 0, 0 of one that cannot be read
     raw: RawLabels
     problems: list[Problem]  # of pictures; those of labels are in raw
+    source_ids: np.ndarray  # (N,) bytes, or (0,); see Index
 
 
 def list_sources(spec: DataSpec, split: str) -> tuple[list[str] | None, list[str]]:
@@ -85,12 +89,25 @@ def _read_sizes(pictures: list[str]) -> tuple[list[tuple[int, int]], list[Proble
     return sizes, problems
 
 
+def number_pictures(ids: list[int | str]) -> tuple[np.ndarray, np.ndarray]:
+    """``picture_ids`` and ``source_ids`` of an index, from the ids that COCO files give its N pictures.
+
+    Ids stay as they are where they are numbers and no two are equal. Else pictures count from 1 in their
+    order, and predictions name them by the source's ids all the same, where these are one for one.
+    """
+    if len(set(ids)) < len(ids):
+        return np.arange(1, len(ids) + 1, dtype=np.int64), np.array([b"null"] * len(ids), "S")
+    if all(type(number) is int and abs(number) <= MAX_ID for number in ids):
+        return np.array(ids, np.int64), NO_IDS
+    return np.arange(1, len(ids) + 1, dtype=np.int64), np.array([json.dumps(i).encode() for i in ids], "S")
+
+
 def _read_yolo(
     spec: DataSpec, split: str, pictures: list[str], label_files: list[str], *, names
 ) -> SplitFiles:
     sizes, problems = read_sizes(pictures)
     raw = yolo.read_labels(label_files, sizes, names, spec.row_rule)
-    return SplitFiles(pictures, picture_ids_of(pictures), label_files, sizes, raw, problems)
+    return SplitFiles(pictures, picture_ids_of(pictures), label_files, sizes, raw, problems, NO_IDS)
 
 
 def _read_voc(
@@ -101,13 +118,13 @@ def _read_voc(
     for place, problem in _disagreements(stated, sizes):
         raw.left_out[place] = True
         problems.append(Problem(label_files[place], 0, problem, "size"))
-    return SplitFiles(pictures, picture_ids_of(pictures), label_files, sizes, raw, problems)
+    return SplitFiles(pictures, picture_ids_of(pictures), label_files, sizes, raw, problems, NO_IDS)
 
 
 def _read_coco(spec: DataSpec, split: str, pictures: None, label_files: list[str], *, names) -> SplitFiles:
     files = [coco.read_json(Path(path)) for path in label_files]
     folders = [
-        coco_folder(spec, split, Path(file.path), str(file.images[0].get("file_name")))
+        coco_folder(spec, split, Path(file.path), [str(image.get("file_name")) for image in file.images])
         if file.images
         else spec.root
         for file in files
@@ -116,13 +133,13 @@ def _read_coco(spec: DataSpec, split: str, pictures: None, label_files: list[str
     if not listed.paths and not listed.problems:
         raise spec_error(spec.yaml, f"split {split!r} has no pictures in {', '.join(label_files)}")
     sizes, problems = read_sizes(listed.paths)
-    raw = coco.read_labels(files, listed, None if names is None else spec.category_ids)
+    raw = coco.read_labels(files, listed, names, spec.category_ids)
     for place, text in _disagreements(listed.stated, sizes):
-        file, number = listed.entries[place]
-        problems.append(file.problem("images", number, text, "size"))
+        problems.append(coco.image_problem(*listed.entries[place], text, "size"))
         raw.left_out[place] = True
-    ids = np.array(listed.ids, np.int64)
-    return SplitFiles(listed.paths, ids, label_files, sizes, raw, [*listed.problems, *problems])
+    ids, source_ids = number_pictures(listed.ids)
+    problems = [*listed.problems, *problems]
+    return SplitFiles(listed.paths, ids, label_files, sizes, raw, problems, source_ids)
 
 
 def _disagreements(stated: list[tuple[int, int] | None], sizes: np.ndarray) -> list[tuple[int, str]]:

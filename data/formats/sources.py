@@ -1,12 +1,13 @@
 """Which files make the splits of a data set: the record of its YAML, and how entries become paths."""
 
 import errno
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data.formats.coco import ROBOFLOW
+from data.formats.coco import ROBOFLOW, find_picture
 from data.formats.listing import SUFFIXES, find_listed, read_lines, read_list, walk_pictures
 from data.formats.yolo_rows import UNSAID, RowRule
 from utils.errors import DATA, NotFoundError, NothingThereError, UserError
@@ -15,6 +16,7 @@ from utils.wording import printable, show_class
 SPLITS = ("train", "val", "test")
 SHOWN_VALUE, SHOWN_PATH = 80, 500  # characters in errors
 SHOWN_NAMES = 100
+TRIED = 8  # pictures of a JSON file that are looked for, to find the folder of all
 MARKS = ("-1", "0", "1")  # VOC, in its lists of one class: absent, difficult, present
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)  # what a path that leads nowhere fails with
 
@@ -26,7 +28,7 @@ class DataSpec(NamedTuple):
     root: Path  # the folder `path` names; the YAML's folder without `path`
     splits: dict[str, list[Path]]  # folders, list files or JSON files, as written
     names: tuple[str, ...]
-    category_ids: tuple[int, ...]  # class index -> id in the source; the index itself where it has none
+    category_ids: tuple[int | str, ...]  # class index -> id in the source; the index itself without any
     search: tuple[Path, ...]  # where relative entries of `splits` are looked up, in this order
     format: str  # "yolo", "coco" or "voc"
     images: dict[str, list[str]]  # split -> folders of its pictures, as written (COCO, VOC)
@@ -36,12 +38,15 @@ class DataSpec(NamedTuple):
     row_rule: RowRule = UNSAID  # what the YAML says of label rows that are longer than a box (YOLO)
     folder: Path | None = None  # below the data-sets root: where a download would go
     has_download: bool = False
+    notes: tuple[str, ...] = ()  # what the categories of several files made necessary, a line each
 
 
 def format_classes(spec: DataSpec) -> str:
     """Id in the source -> class index -> name, as a table; one line where the ids are the indices."""
     pairs = list(zip(spec.category_ids, map(show_class, spec.names), strict=True))
+    pairs = [(printable(key), name) for key, name in pairs]
     lines = [f"left out, as no box has it: {show_names(spec.left_out)}"] if spec.left_out else []
+    lines += map(printable, spec.notes)
     if spec.category_ids == tuple(range(len(spec.names))):
         return "\n".join(["classes: " + ", ".join(f"{key} {name}" for key, name in pairs), *lines])
     rows = [f"{key:>8}{index:>8}  {name}" for index, (key, name) in enumerate(pairs)]
@@ -171,7 +176,7 @@ def xml_folders(spec: DataSpec, split: str) -> list[Path]:
 def coco_files(spec: DataSpec, split: str) -> list[Path]:
     """The JSON files of a split; of a folder, the one Roboflow puts there."""
     sources = split_sources(spec, split)
-    files = [source / ROBOFLOW if os.path.isdir(source) else source for source in sources]
+    files = [source / ROBOFLOW if os.path.isdir(source) else source for source in dict.fromkeys(sources)]
     for file in files:
         if not os.path.isfile(file):
             text = f"{split}: {file} not found; name the JSON file of the split"
@@ -179,21 +184,23 @@ def coco_files(spec: DataSpec, split: str) -> list[Path]:
     return files
 
 
-def coco_folder(spec: DataSpec, split: str, file: Path, first: str) -> Path:
-    """The folder of the pictures that a JSON file lists, ``first`` being one of them.
+def coco_folder(spec: DataSpec, split: str, file: Path, names: Sequence[str]) -> Path:
+    """The folder of the pictures that a JSON file lists, ``names`` being at least one of them.
 
-    ``images`` of the YAML names it; otherwise the usual places are tried.
+    ``images`` of the YAML names it; otherwise the usual places are tried, for a few of the pictures.
     """
     folders = [resolve_entry(spec, "images", entry) for entry in spec.images.get(split, [])]
     stem = file.stem.removeprefix("instances_")
     below = [f"images/{split}", split, f"images/{stem}", stem, "images", "."]
     tried = folders or list(dict.fromkeys([file.parent, *(join(spec.root, name) for name in below)]))
-    for folder in tried:
-        if os.path.isfile(folder / first):
-            return folder
+    sample = names[:: max(1, len(names) // TRIED)]
+    for find in (os.path.join, find_picture):  # what is there as written goes before what only ends alike
+        for name, folder in itertools.product(sample, tried):
+            if os.path.isfile(find(folder, name)):
+                return folder
     if folders and len(folders) == 1:
         return folders[0]  # its pictures are missing one by one, and reported so
-    text = f"{split}: {first}, which {file.name} lists, is in none of:\n{indent(tried)}\n"
+    text = f"{split}: {printable(names[0])}, which {file.name} lists, is in none of:\n{indent(tried)}\n"
     raise NotFoundError(f"{spec.yaml}: {text}Name the folder: images: {{{split}: <folder>}}", DATA)
 
 

@@ -199,7 +199,7 @@ def test_pictures_listed_but_missing_are_problems(root):
     add(root, "a.png", LINE)
     (root / "train.txt").write_text("./images/a.png\n./images/no.png\n", encoding="utf-8")
     text = error_of(load_split, spec_of(root, "train: train.txt\nnames: [a]"), "train")
-    assert f"{root}/images/no.png: cannot read this picture: No such file" in text
+    assert f"{root}/images/no.png: no such file" in text
 
 
 def test_binary_list_file(root):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from data.formats.labels import clean_labels
 from data.formats.voc import parse_xml
 from data.formats.yolo import read_labels
+from tests.data.formats.test_coco import FAULTS
 from tests.data.test_formats import (
-    COCO_FAULTS,
     VOC_FAULTS,
     coco_content,
     error_of,
@@ -46,7 +46,7 @@ ROWS = [  # (row of a YOLO file, text)
     ("0", "1 columns, not 5"),
     ("0 .5 .5 .1 .1 .9", "with a confidence as sixth column these are predictions"),
     ("0 .1 .1 .2 .2 .3 .3 .4", "8 columns, not 5"),
-    ("0 .1 .1 nan .5 .3 .3", "column 4 of this polygon is nan, not a finite number"),
+    ("0 .1 .1 nan .5 .3 .3", "column 4 of this row is nan, not a finite number"),
     ("0,0.5,0.5,0.1,0.1", "'0,0.5,0.5,0.1,0.1' has commas or semicolons"),
     ("0;0.5;0.5;0.1;0.1", "'0;0.5;0.5;0.1;0.1' has commas or semicolons"),
     ("0 0,5 0,5 0,1 0,1", "'0 0,5 0,5 0,1 0,1' has commas or semicolons"),
@@ -82,7 +82,7 @@ def write_changed_voc(folder, old, new):
 
 
 CASES = [(write_row, (row,), "labels/a.txt:3: ", text) for row, text in ROWS]
-CASES += [(write_changed_coco, case[:3], "a.json:", case[3]) for case in COCO_FAULTS]
+CASES += [(write_changed_coco, case[:3], "a.json:", case[3]) for case in FAULTS]
 CASES += [(write_changed_voc, case[:2], "xml/a.xml:", case[3]) for case in VOC_FAULTS]
 
 
@@ -159,10 +159,10 @@ def test_fuzzed_json_is_read_or_refused(tmp_path_factory, key, field, value):
     path = tmp_path_factory.getbasetemp() / "fuzzed.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     try:
-        names, _ = read_categories([path])
+        found = read_categories([path])
         file = read_json(path)
         pictures = list_pictures([file], [path.parent])
-        raw = read_annotations([file], pictures, list(names))
+        raw = read_annotations([file], pictures, found.names, found.ids)
     except UserError:
         return
     assert np.isfinite(raw.boxes).all() and len(raw.boxes) <= 3

@@ -29,7 +29,7 @@ from utils.comparison.runs import is_measured, next_stage
 from utils.comparison.statistics import Difference, compare_paired, holm, resample_weights, verdict
 from utils.config_files import display_path
 from utils.errors import DATA, UserError
-from utils.metrics.coco import KEYS
+from utils.metrics.coco import KEYS, from_results
 
 SCHEMA = 2  # of comparison.json: from 2 on null where there is nothing to measure, before it -1
 NUM_RESAMPLES = 1000
@@ -117,8 +117,7 @@ def measure(run: Run, truth: dict, weights: np.ndarray) -> Measured:
     """Read a run's predictions and match them to the truth."""
     metrics, environment = _read_metrics(run.measured), _read_metrics(run.folder).get("environment", {})
     found = json.loads((run.measured / "predictions.json").read_text(encoding="utf-8"))
-    rows = [[d["image_id"], *d["bbox"], d["score"], d["category_id"]] for d in found]
-    rows = np.array(rows, np.float64).reshape(-1, 7)
+    rows = from_results(truth, found)
     matches = match_detections(truth, rows, metrics["protocol"]["evaluator"])
     levels = weighted_levels(matches, weights)
     return Measured(metrics, environment, rows, mean_levels(levels), levels.mean(2), picture_scores(matches))

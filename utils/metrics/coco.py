@@ -18,6 +18,7 @@ from utils.structures import Detections
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 RECALLS = np.linspace(0, 1, 101)  # where COCO reads the precision
+MAX_ID = 2**53  # rows of detections hold ids as float64
 _NO_VALUE = -1.0  # COCO's where there is nothing to measure, such as small boxes: ours is None, no number
 LIMITS = (1, 10, COUNTED)  # COCO's
 _LARGEST = 1e10  # px^2; COCO counts no box of a larger area
@@ -48,28 +49,79 @@ def make_ground_truth(
     labels,
     ignore,
     areas,
-    category_ids: Sequence[int],
+    category_ids: Sequence[int | str],
     names: Sequence[str],
+    sources: Sequence[dict] = (),
 ) -> dict:
-    """A COCO data set in memory, from packed arrays (``data.index.Index``); ignored boxes become crowds."""
+    """A COCO data set in memory, from packed arrays (``data.index.Index``); ignored boxes become crowds.
+
+    All its ids are numbers. Where the source has others, pictures and categories keep them as ``source_id``;
+    ``sources`` (N,) are added to the pictures.
+    """
     images = [
         {"id": int(number), "height": int(height), "width": int(width), "file_name": str(number)}
         for number, (height, width) in zip(picture_ids, sizes, strict=True)
     ]
+    images = [image | source for image, source in zip(images, sources, strict=True)] if sources else images
+    numbers = category_ids
+    if not all(isinstance(number, int) and abs(number) <= MAX_ID for number in category_ids):
+        numbers = range(1, len(category_ids) + 1)
     owner = np.repeat(picture_ids, np.diff(offsets))
     annotations = [
         {
             "id": row + 1,
             "image_id": int(owner[row]),
-            "category_id": int(category_ids[labels[row]]),
+            "category_id": int(numbers[labels[row]]),
             "bbox": [float(x1), float(y1), float(x2) - float(x1), float(y2) - float(y1)],
             "area": float(areas[row]),
             "iscrowd": int(ignore[row]),
         }
         for row, (x1, y1, x2, y2) in enumerate(boxes)
     ]
-    categories = [{"id": int(i), "name": name} for i, name in zip(category_ids, names, strict=True)]
+    categories = [
+        {"id": int(number), "name": name} | ({} if number == source else {"source_id": source})
+        for number, source, name in zip(numbers, category_ids, names, strict=True)
+    ]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+
+def to_results(truth: dict, rows: np.ndarray) -> list[dict]:
+    """Detections in COCO's result form, unrounded, with the ids of the source.
+
+    A picture that has no id of its own there is also named by its file.
+    """
+    pictures = {image["id"]: {"image_id": image["id"]} for image in truth["images"]}
+    for image in truth["images"]:
+        if image.get("source_id") is not None:
+            pictures[image["id"]] = {"image_id": image["source_id"]}
+        elif "source_id" in image:
+            pictures[image["id"]] |= {"file_name": image["file_name"]}
+    categories = {item["id"]: item.get("source_id", item["id"]) for item in truth["categories"]}
+    return [
+        pictures[int(row[0])]
+        | {"category_id": categories[int(row[6])], "bbox": row[1:5].tolist(), "score": float(row[5])}
+        for row in rows
+    ]
+
+
+def from_results(truth: dict, results: Sequence[dict]) -> np.ndarray:
+    """(D, 7) rows of what ``to_results`` gave for the same truth."""
+    pictures, categories = (
+        {
+            item["id"] if item.get("source_id") is None else item["source_id"]: item["id"]
+            for item in truth[key]
+        }
+        for key in ("images", "categories")
+    )
+    try:
+        rows = [
+            [pictures[d["image_id"]], *d["bbox"], d["score"], categories[d["category_id"]]] for d in results
+        ]
+    except KeyError as error:
+        raise UserError(
+            f"there are detections of {error.args[0]!r}, an id that the data set does not have", DATA
+        ) from error
+    return np.array(rows, np.float64).reshape(-1, 7)
 
 
 def with_ranks(truth: dict, detections: np.ndarray) -> tuple[dict, np.ndarray]:
