@@ -6,7 +6,6 @@ if __name__ == "__main__":
     begin_command()  # before the imports that take seconds
 
 import argparse
-import glob
 import itertools
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data.formats.globbing import find_matching
 from data.formats.listing import SUFFIXES, read_list, walk_pictures
 from data.images import decode_image, is_deep
 from data.letterbox import rounding_note
@@ -23,6 +23,7 @@ from models.memory import check_use_memory
 from utils.arguments import detect_parser
 from utils.class_folders import name_folders
 from utils.errors import DATA, OK, UserError, run_main
+from utils.files import fit_name, longest_name
 from utils.plots.draw import draw_boxes
 from utils.settings import DETECT_SETTINGS, resolve_use
 from utils.structures import Detections
@@ -81,7 +82,7 @@ def find_pictures(source: str) -> list[Path]:
     elif path.is_file():
         found = [path]
     else:
-        found = sorted(item for item in map(Path, glob.glob(str(path), recursive=True)) if item.is_file())
+        found = list(map(Path, find_matching(str(path))))
     if not found:
         raise UserError(
             f"--source {source}: no pictures there (working directory {Path.cwd()}). "
@@ -145,6 +146,7 @@ class ResultFolder:
         self.folder, self.names, self.args = folder, names, args
         self._crops = name_folders(names)
         self._written: set[Path] = set()
+        self._longest = longest_name(folder)
 
     def write(self, path: Path, picture: np.ndarray | None, found: Detections) -> None:
         """The picture with its boxes, its label file and its crops, as asked for."""
@@ -171,11 +173,12 @@ class ResultFolder:
                 write_picture(name, picture[y1:y2, x1:x2])
 
     def _unused(self, name: str) -> Path:
-        path = candidate = self.folder / name
+        path = self.folder / name
+        candidate = path.with_name(fit_name(path.name, self._longest))
         for number in itertools.count(2):
             if candidate not in self._written:
                 break
-            candidate = path.with_stem(f"{path.stem}_{number}")
+            candidate = path.with_name(fit_name(f"{path.stem}_{number}{path.suffix}", self._longest))
         self._written.add(candidate)
         return candidate
 

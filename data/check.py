@@ -10,9 +10,9 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import shlex
 import sys
 from contextlib import redirect_stdout
-from pathlib import Path
 
 from data.doctor.bins import format_audit
 from data.doctor.diagnosis import NEEDED, Diagnosis, diagnose, missing_splits
@@ -26,7 +26,9 @@ from utils.arguments import add_data_flags, add_imgsz, add_set
 from utils.config import Config
 from utils.config_files import load_config
 from utils.errors import DATA, OK, USAGE, UserError, run_main
+from utils.files import write_to
 from utils.settings import given_settings
+from utils.wording import printable
 
 SETTINGS = {
     "data": "data.path",
@@ -89,10 +91,10 @@ def check_before_training(spec: DataSpec, config: Config) -> Diagnosis:
     if diagnosis.bins:
         print(format_audit(diagnosis.bins))
     errors = [finding for finding in diagnosis.findings if finding.severity == "error"]
-    more = f"python -m data.check --data {spec.yaml} shows all"
+    more = f"python -m data.check --data {printable(shlex.quote(str(spec.yaml)))} shows all"
     if errors:
         shown = "\n".join(map(show_finding, errors))
-        raise UserError(f"{spec.yaml}: not ready to train\n{shown}\n{more}", DATA)
+        raise UserError(f"{printable(spec.yaml)}: not ready to train\n{shown}\n{more}", DATA)
     for finding in diagnosis.findings:
         if finding.severity == "warning":
             print(show_finding(finding))
@@ -118,7 +120,7 @@ def _write_json(content: dict, target: str) -> None:
             raise UserError(f"--json -: standard output cannot be written: {reason}", USAGE)
         return
     try:
-        Path(target).write_text(text + "\n", encoding="utf-8")
+        write_to(target, text + "\n")
     except OSError as error:
         raise UserError(f"--json {target}: cannot be written: {error.strerror or error}", USAGE) from error
 

@@ -9,11 +9,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data.images import decode_image
 from detect import find_pictures
 from inference import load_detector
-from utils.errors import DATA, UserError
+from utils.errors import DATA, UserError, run_main
 
 ROOT = Path(__file__).parents[1]
 
@@ -204,3 +205,31 @@ def test_folders_and_lists_hold_what_a_data_set_would(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"^--source in/list\.txt:2: holds a NUL") as error:
         find_pictures("in/list.txt")
     assert error.value.code == DATA
+
+
+@pytest.mark.parametrize(
+    "stem", ["a" * 251, "\u00e4" * 125, "-rf", "%s{0}", "new\nline", "\x1b[31m", "con", "\udcff"]
+)
+def test_any_name_of_a_picture_gets_its_results(stem, trained, tmp_path, command):
+    """Twice the same name, so that a number is added to it."""
+    for folder in ("one", "two"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / "in" / "x.png")
+        os.rename(tmp_path / "in" / "x.png", tmp_path / "in" / folder / f"{stem}.png")
+    weights = trained / "weights" / "best.pt"
+    flags = ("--conf-thres", 0, "--max-det", 1, "--save-txt", "--save-crop")
+    result = command("detect", "--weights", weights, "--source", "in", "--device", "cpu", *flags)
+    assert result.code == 0, result.err
+    folder = tmp_path / "runs" / "detect" / "exp"
+    assert [len(list(folder.glob(f"{part}*.*"))) for part in ("", "labels/", "crops/*/")] == [2, 2, 2]
+    assert f"{stem}.png" in os.listdir(folder) and "\x1b" not in result.out
+
+
+def test_a_working_folder_that_is_gone_is_one_line(tmp_path, monkeypatch, capfd):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: pytest.fail("it was run"))
+    assert ended.value.code == 2
+    assert capfd.readouterr().err.startswith("error: the working directory is gone")

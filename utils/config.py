@@ -326,8 +326,15 @@ def build_config(entries: Mapping[str, Entry]) -> Config:
     return config
 
 
+def _has_lone_bytes(text: str) -> bool:
+    """Whether it stands for bytes that are no text: half a surrogate pair, as Python reads such names."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def _explain_value(key: str, entry: Entry) -> str:
     section, name = key.split(".")
+    if isinstance(entry.value, str) and not entry.value.isprintable() and _has_lone_bytes(entry.value):
+        return f"{key} is {show_value(entry.value)} ({entry.where}): a name that is not UTF-8; rename it"
     allowed = describe_allowed(SECTIONS[section].model_json_schema()["properties"][name])
     meaning = SECTIONS[section].model_fields[name].description
     return f"{key} is {show_value(entry.value)} ({entry.where}); it must be {allowed}. Meaning: {meaning}."

@@ -1,5 +1,6 @@
 """Errors a user can mend, and the exit codes of every entry point."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -60,10 +61,18 @@ def run_main(main: Callable[[], int | None]) -> None:
 
 def _run(main: Callable[[], int | None]) -> int:
     try:
+        _require_working_folder()
         return main() or OK
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
+
+
+def _require_working_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:  # relative paths would fail one by one
+        raise UserError("the working directory is gone: go to one that is there (cd)") from error
 
 
 def _flush() -> None:

@@ -1,5 +1,6 @@
-"""Opening files of a data set, of which a hostile one may hold pipes and devices under any name."""
+"""Files of a user's, of which a hostile one may be a pipe or a device; names that fit a disk."""
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -18,3 +19,41 @@ def open_regular(path: str | Path, *, most: float = float("inf")) -> BinaryIO:
     if state.st_size > most:
         raise ValueError(f"{state.st_size:,} bytes are more than the limit of {most:,}")
     return open(path, "rb")
+
+
+def fit_name(name: str, most: int) -> str:
+    """``name`` if it has at most ``most`` bytes; a longer one is cut and ends in a digest of the whole.
+
+    The ending stays. Two different names come out different, and the same one always the same.
+    """
+    whole = os.fsencode(name)
+    if len(whole) <= most:
+        return name
+    stem, ending = os.path.splitext(name)
+    if len(os.fsencode(ending)) > most // 4:  # it is no ending
+        stem, ending = name, ""
+    mark = f"-{hashlib.sha256(whole).hexdigest()[:12]}{ending}"
+    room = most - len(os.fsencode(mark))
+    while len(os.fsencode(stem)) > room:  # by letters: half of one is none
+        stem = stem[: max(0, min(len(stem) - 1, room))]
+    return stem + mark
+
+
+def longest_name(folder: str | Path) -> int:
+    """Bytes that a file's name may have in ``folder``."""
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # Windows; a disk that does not say
+        return 255
+
+
+def write_to(path: str | Path, text: str) -> None:
+    """Write UTF-8 ``text`` to a file, or to a pipe that somebody reads; else an ``OSError``.
+
+    Otherwise the writing would wait for a reader for ever.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NONBLOCK", 0)
+    number = os.open(path, flags, 0o666)
+    with open(number, "w", encoding="utf-8") as file:
+        os.set_blocking(number, True)
+        file.write(text)

@@ -1,6 +1,7 @@
 """A ``Diagnosis`` for people, as tables, and for programs, as plain values for JSON."""
 
 import itertools
+import shlex
 from collections.abc import Sequence
 
 from data.doctor.balance import SIDES
@@ -32,7 +33,7 @@ def verdict(diagnosis: Diagnosis) -> str:
         if (number := sum(finding.severity == severity for finding in diagnosis.findings))
     ]
     summary = ", ".join(counts) or "no faults"
-    yaml = diagnosis.spec.yaml
+    yaml = printable(shlex.quote(str(diagnosis.spec.yaml)))
     if diagnosis.trainable:
         policy = diagnosis.config.data.label_errors  # a later training has to judge as this check did
         flag = "" if policy == "stop" else f" --label-errors {policy}"
@@ -109,7 +110,7 @@ def _head(diagnosis: Diagnosis) -> str:
     looks = [show_brightness(split, found) for split, found in diagnosis.brightness.items()]
     left_out = f" (left out, as no box has it: {show_names(spec.left_out)})" if spec.left_out else ""
     return (
-        f"data set: {spec.yaml}\n"
+        f"data set: {printable(spec.yaml)}\n"
         f"format:   {spec.format}, {len(spec.names)} classes{left_out}\n"
         f"input:    {height}x{width} px, strides {strides}, reg_max {model.reg_max}\n"
         + "\n".join([diagnosis.pixels, *looks])

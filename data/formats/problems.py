@@ -4,6 +4,7 @@ import os
 from typing import Literal, NamedTuple
 
 from utils.errors import DATA, UserError
+from utils.wording import printable
 
 SHOWN = 10
 MISSING_PICTURE = "missing picture"  # a kind of problem
@@ -30,7 +31,7 @@ def dangling_link(path: str) -> Problem | None:
 def show_problem(problem: Problem) -> str:
     """``path:line: text``."""
     where = f"{problem.path}:{problem.line}" if problem.line else problem.path
-    return f"{where}: {problem.text}"
+    return printable(f"{where}: {problem.text}")  # a name with a line break must not look like two problems
 
 
 def check_problems(problems: list[Problem], where: str) -> None:

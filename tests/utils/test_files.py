@@ -1,7 +1,10 @@
 """Pipes, devices and endless files in place of those of a data set: refused by name, never waited for."""
 
 import os
+import re
 import shutil
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,10 @@ import pytest
 from data.index import load_split
 from data.spec import load_data_spec
 from tests.data.test_formats import make_pictures, write_coco, write_voc, write_yolo
+from utils.config_files import load_config, read_yaml
 from utils.errors import UserError
-from utils.files import open_regular
+from utils.files import fit_name, open_regular, write_to
+from utils.training.checkpoint import load_checkpoint
 
 
 def pipe(path: Path) -> None:
@@ -19,6 +24,18 @@ def pipe(path: Path) -> None:
 
 def device(path: Path) -> None:
     path.symlink_to("/dev/zero")
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def nowhere(path: Path) -> None:
+    path.symlink_to("nowhere")
 
 
 def endless(path: Path) -> None:
@@ -75,3 +92,64 @@ def test_only_regular_files_are_opened(tmp_path):
         open_regular(tmp_path)
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "b")
+
+
+READERS = {
+    "cfg.yaml": lambda path: load_config(cfg=str(path)),
+    "hyp.yaml": lambda path: load_config(hyp=str(path)),
+    "loss.yaml": lambda path: load_config(loss=str(path)),
+    "data.yaml": read_yaml,
+    "best.pt": load_checkpoint,
+    "best.safetensors": load_checkpoint,
+}
+
+
+@pytest.mark.parametrize("kind", [pipe, device, folder, loop, nowhere, endless])
+@pytest.mark.parametrize("name", READERS)
+def test_configurations_and_weights_that_are_no_files_are_refused(name, kind, tmp_path):
+    kind(tmp_path / name)
+    with ends_within(20), pytest.raises(UserError, match=name.partition(".")[0]) as error:
+        READERS[name](tmp_path / name)
+    assert error.value.code == 2 and "\n" not in str(error.value)
+
+
+@contextmanager
+def ends_within(seconds: int):
+    """A wait for a pipe, or for the end of a device, fails."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it hangs"))
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "wanted"),
+    [
+        ("a.jpg", 255, "a.jpg"),
+        ("a" * 251 + ".jpg", 255, "a" * 251 + ".jpg"),
+        ("a" * 252 + ".jpg", 255, "a" * 238 + "-[0-9a-f]{12}.jpg"),
+        ("\u00e4" * 200 + ".jpg", 255, "\u00e4" * 119 + "-[0-9a-f]{12}.jpg"),
+        ("a." + "b" * 300, 50, "a." + "b" * 35 + "-[0-9a-f]{12}"),
+        ("\udcff" * 300, 40, "\udcff" * 27 + "-[0-9a-f]{12}"),
+    ],
+)
+def test_names_fit_the_disk(name, most, wanted):
+    found = fit_name(name, most)
+    assert re.fullmatch(wanted, found) and len(os.fsencode(found)) <= most
+    assert found == fit_name(name, most) and (found == name or found != fit_name(name + "x", most))
+
+
+def test_a_pipe_is_written_to_only_where_it_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with ends_within(20):
+        with pytest.raises(OSError, match="No such device"):
+            write_to(tmp_path / "pipe", "x")
+        reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        write_to(tmp_path / "pipe", "text")
+        assert os.read(reader, 10) == b"text"
+        os.close(reader)
+    with pytest.raises(OSError, match="Is a directory"):
+        write_to(tmp_path, "x")
