@@ -3,6 +3,7 @@
 Nothing slow is imported here, and nothing else of ours.
 """
 
+import atexit
 import errno
 import io
 import os
@@ -36,6 +37,7 @@ def begin_command() -> None:
         # what nohup, or the shell of a background job, had ignored stays ignored
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _end)
+    atexit.register(_ignore_signals)  # the first one registered comes last
 
 
 # output
@@ -239,6 +241,13 @@ def end_children() -> None:
 def last_words(number: int) -> str:
     """The one line of a command that a signal has ended."""
     return "interrupted" if number == signal.SIGINT else f"interrupted by {signal.Signals(number).name}"
+
+
+def _ignore_signals() -> None:
+    """All is done and said. Python takes its handlers away as it clears up: there, a signal would kill it."""
+    for name in ENDING:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _end(number: int, _) -> None:

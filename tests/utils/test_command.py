@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.ranks import ROOT
-from utils.command import Guarded
+from utils.command import ENDING, Guarded
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/dev/full, pseudo-terminals")
 TALK = """
@@ -28,7 +28,46 @@ def main():
     return 7
 run_main(main)
 """
+MOMENTS = """
+import atexit, os, signal, sys, time
+from utils.command import begin_command
+begin_command()
+moment, number = sys.argv[1], getattr(signal, sys.argv[2])
 
+class Late:
+    def __init__(self, moment):
+        self.moment, self.kill, self.words = moment, os.kill, (os.getpid(), number)
+    def __del__(self):
+        if self.moment == moment:
+            self.kill(*self.words)
+            for _ in range(100):
+                pass
+
+def now(here):
+    if here == moment:
+        os.kill(os.getpid(), number)
+        time.sleep(0.1)
+
+now("import")
+from utils.errors import UserError, run_main
+kept = Late("clearing up")
+atexit.register(now, "exit")
+
+class Word(UserError):
+    def __str__(self):
+        now("printing")
+        return super().__str__()
+
+def main():
+    print("said before")
+    now("work")
+    late = Late("swallowed")
+    del late
+    if moment == "swallowed":
+        time.sleep(20)
+    raise Word("planted", 7)
+run_main(main)
+"""
 ENCODINGS = (
     "cp1252",
     "latin-1",
@@ -131,6 +170,28 @@ def test_every_name_is_printed_in_every_encoding(encoding, tmp_path):
         text = (tmp_path / file).read_bytes().decode(name)
         assert text.splitlines()[2999].startswith("line 2999 ") and "\\ud800" in text
         assert ("\u81ea" if name[:3] == "utf" else "é" if name == "latin-1" else "line") in text
+
+
+@pytest.mark.parametrize("name", ENDING)
+@pytest.mark.parametrize("moment", ["import", "work", "swallowed", "printing", "exit", "clearing up"])
+def test_a_signal_at_any_moment(name, moment):
+    """One line and its exit code; as Python clears up, the command's own."""
+    command = [sys.executable, "-c", MOMENTS, moment, name]
+    ended = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    if moment == "clearing up":
+        assert (ended.returncode, ended.stderr) == (7, "error: planted\n")
+        return
+    word = "interrupted" if name == "SIGINT" else f"interrupted by {name}"
+    before = "error: planted\n" if moment == "exit" else ""
+    assert (ended.returncode, ended.stderr) == (ENDING[name], f"{before}{word}\n")
+    assert ended.stdout == ("" if moment == "import" else "said before\n")
 
 
 @LINUX
