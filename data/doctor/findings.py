@@ -39,6 +39,14 @@ KINDS = {
         "label rows in pixels",
         "divide x and w by the picture's width, y and h by its height: YOLO labels are fractions, 0..1",
     ),
+    "fractions": (
+        "label files in fractions of the picture, not in px",
+        "multiply x and width by the picture's width, y and height by its height",
+    ),
+    "percent": (
+        "label files in percent of the picture, not in px",
+        "multiply x and width by the picture's width / 100, y and height by its height / 100",
+    ),
     "negative": ("boxes of negative width or height", "check the order of the coordinates"),
     "outside": (
         "boxes that reach more than 1 % beyond their picture",

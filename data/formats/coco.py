@@ -26,6 +26,7 @@ from data.formats.coco_values import (
 )
 from data.formats.labels import RawLabels
 from data.formats.problems import Problem
+from data.formats.units import unit_of
 from utils.errors import DATA, UserError
 from utils.wording import printable, show_value
 
@@ -309,6 +310,37 @@ def read_labels(
         num_unlisted=counts["unlisted"],
         num_unplaced=counts["unplaced"],
         keep_copies=True,  # COCO's evaluators do
+    )
+
+
+def leave_out_other_units(raw: RawLabels, pictures: CocoPictures, sizes: np.ndarray) -> RawLabels:
+    """``raw`` without the files whose boxes are not in px: one problem each. ``sizes`` (N, 2) height, width.
+
+    Their pictures are left out, too: without their boxes they would count as background.
+    """
+    files = list(dict.fromkeys(file for file, _ in pictures.entries))
+    owner = np.array([files.index(file) for file, _ in pictures.entries], np.int64)
+    keep, problems, left_out = np.ones(len(raw.boxes), bool), [], raw.left_out.copy()
+    for number, file in enumerate(files):
+        rows = owner[raw.pictures] == number
+        unit = unit_of(raw.boxes[rows], sizes[raw.pictures[rows]][:, ::-1])
+        if unit:
+            most = raw.boxes[rows].max()
+            text = (
+                f"all {rows.sum()} boxes look like {unit} of the picture (largest value {most:.6g}), not px"
+            )
+            problems.append(Problem(file.path, 0, text, unit))
+            keep &= ~rows
+            left_out |= owner == number
+    kept = np.flatnonzero(keep)
+    columns = {
+        field: getattr(raw, field)[keep] for field in ("boxes", "labels", "ignore", "areas", "pictures")
+    }
+    return raw._replace(
+        **columns,
+        fault_at=lambda row, text, kind: raw.fault_at(kept[row], text, kind),
+        problems=[*raw.problems, *problems],
+        left_out=left_out,
     )
 
 

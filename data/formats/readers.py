@@ -134,6 +134,7 @@ def _read_coco(spec: DataSpec, split: str, pictures: None, label_files: list[str
         raise spec_error(spec.yaml, f"split {split!r} has no pictures in {', '.join(label_files)}")
     sizes, problems = read_sizes(listed.paths)
     raw = coco.read_labels(files, listed, names, spec.category_ids)
+    raw = coco.leave_out_other_units(raw, listed, sizes)
     for place, text in _disagreements(listed.stated, sizes):
         problems.append(coco.image_problem(*listed.entries[place], text, "size"))
         raw.left_out[place] = True

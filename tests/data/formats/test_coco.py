@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask
 
+from data.doctor.diagnosis import diagnose
 from data.formats.coco import read_categories
 from data.formats.coco_values import Fault, Ids, read_box
 from data.formats.sources import format_classes
@@ -23,6 +24,7 @@ from tests.data.test_formats import (
     make_pictures,
     write_coco,
 )
+from utils.config_files import load_config
 from utils.wording import printable
 
 
@@ -565,6 +567,62 @@ def test_ids_of_text_stay_with_their_pictures_when_others_are_left_out(root):
     for _ in range(2):  # the second time from the cache
         index, _ = load(yaml, label_errors="skip")
         assert index.source_ids.tolist() == [b'"img_11"', b'"img_13"']
+
+
+# units
+
+
+def write_units(root, scale, *, count=40, side=(640, 480), seed=0):
+    """Boxes spread over one picture, in px times ``scale`` (x, y)."""
+    rng = np.random.default_rng(seed)
+    size = rng.uniform(0.05, 0.3, (count, 2)) * side
+    boxes = np.hstack([rng.uniform(0, 1, (count, 2)) * (side - size), size]) * np.tile(scale, 2)
+    Image.new("RGB", side).save(root / "images" / "a.png")
+    rows = [{"id": n, "image_id": 1, "category_id": 7, "bbox": box.tolist()} for n, box in enumerate(boxes)]
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": rows, "categories": IDS_AND_NAMES}
+    return write_coco(root, content)
+
+
+IDS_AND_NAMES = [{"id": 7, "name": "cat"}, {"id": 90, "name": "dog"}]
+
+
+@pytest.mark.parametrize(
+    ("scale", "options", "unit"),
+    [
+        ((1, 1), {}, ""),
+        ((1 / 640, 1 / 480), {}, "fractions"),
+        ((1 / 640, 1 / 480), {"count": 1}, "fractions"),
+        ((100 / 640, 100 / 480), {}, "percent"),
+        ((100 / 160, 100 / 120), {"side": (160, 120)}, "percent"),
+        ((100 / 640, 100 / 480), {"count": 5}, ""),  # too few to know
+        ((0.05, 0.05), {}, ""),  # small, and not to the end of anything
+        ((1, 1), {"side": (100, 100)}, ""),
+        ((1, 1), {"side": (110, 110)}, ""),
+        ((0.9, 0.9), {"side": (110, 110), "count": 10}, ""),
+    ],
+)
+def test_units_are_told_by_the_whole_file(root, scale, options, unit):
+    yaml = write_units(root, scale, **options)
+    if not unit:
+        assert load(yaml)[1].num_boxes == options.get("count", 40)
+        return
+    for policy in ("stop", "skip", "clip"):
+        text = error_of(yaml, label_errors=policy)
+        assert f"a.json: all {options.get('count', 40)} boxes look like {unit} of the picture" in text
+    found = diagnose(load_data_spec(yaml), load_config().config, splits=["train"]).findings
+    assert found[0].code == unit and "multiply x and width by the picture's width" in found[0].remedy
+    assert not [finding for finding in found if finding.code in ("boxes-lost", "boxes-tiny", "empty")]
+
+
+def test_one_file_of_another_unit_is_left_out_alone(root):
+    write_units(root, (1 / 640, 1 / 480))
+    first = json.loads((root / "a.json").read_text())
+    second = coco_content() | {"images": coco_content()["images"][:1]}
+    second["annotations"] = second["annotations"][:1]
+    yaml = write_files(root, first, second)
+    index, report = load(yaml, label_errors="skip")
+    assert [path_of(index, i).stem for i in range(len(index.sizes))] == ["b"]
+    assert (len(index.boxes), report.num_left_out) == (1, 1)
 
 
 # masks
