@@ -41,7 +41,7 @@ def check_crowding(index: Index, split: str, config: Config, shape: tuple[int, i
             _find(
                 "crowded-max-det",
                 objects.totals - max_det,
-                f"pictures with more objects than max_det, {max_det}, keeps boxes (one holds {most})",
+                f"pictures with more objects than the {max_det} boxes that max_det keeps (one holds {most})",
                 f"--set val.max_det={most} (val.py, detect.py: --max-det {most})",
             ),
         ]
