@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.class_match import match_classes
 from data.dataset import unpad
 from data.formats.labels import format_report
 from data.formats.sources import DataSpec, format_classes, show_names
@@ -238,7 +239,7 @@ def measure(args: Namespace) -> None:
             prepare_data(config.data.path, root=config.data.root, download=args.download)
             spec = load_data_spec(config.data.path, root=config.data.root, single_cls=config.data.single_cls)
             check_there(spec, [args.task])
-        check_names(detector.names, spec.names, weights=args.weights, data=spec.yaml)
+        spec = match_classes(spec, detector.names, weights=args.weights)
         index, report = load_split(
             spec, args.task, single_cls=config.data.single_cls, label_errors=config.data.label_errors
         )

@@ -26,6 +26,7 @@ from data.formats.sources import (
     SPLITS,
     DataSpec,
     check_reading,
+    give_ids,
     join,
     paths_tried,
     show,
@@ -227,10 +228,11 @@ def _with_categories(spec: DataSpec, content: dict) -> DataSpec:
         return spec._replace(names=names, category_ids=_ids_by_order(spec.yaml, names, ids))
     id_of = dict(zip(known, ids, strict=True))
     absent = [name for name in names if name not in id_of]
-    if absent:
+    # A set to measure on need not list a rare class. A name that is meant for one of its own is a mistake.
+    if absent and not set(id_of) <= set(names):
         text = f"names: {show(absent[0])} is no category of the JSON files; they have: "
         raise spec_error(spec.yaml, text + show_names(list(id_of)))
-    return spec._replace(names=names, category_ids=tuple(id_of[name] for name in names))
+    return spec._replace(names=names, category_ids=give_ids(names, id_of))
 
 
 def _ids_by_order(yaml: Path, names: tuple[str, ...], ids: list) -> tuple:

@@ -3,7 +3,7 @@
 import errno
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +51,13 @@ def format_classes(spec: DataSpec) -> str:
         return "\n".join(["classes: " + ", ".join(f"{key} {name}" for key, name in pairs), *lines])
     rows = [f"{key:>8}{index:>8}  {name}" for index, (key, name) in enumerate(pairs)]
     return "\n".join([f"{'id':>8}{'index':>8}  name", *rows, *lines])
+
+
+def give_ids(names: Sequence[str], id_of: Mapping[str, int]) -> tuple[int, ...]:
+    """Ids of the classes ``names``; one that has none, as no JSON file lists it, gets a number of its own."""
+    used = set(id_of.values())
+    free = (number for number in itertools.count(1) if number not in used)
+    return tuple(id_of[name] if name in id_of else next(free) for name in names)
 
 
 def spec_error(yaml: Path, text: str) -> UserError:
