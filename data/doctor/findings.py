@@ -36,8 +36,8 @@ KINDS = {
         "mend these labels, or `names` in the YAML",
     ),
     "pixels": (
-        "label rows in pixels",
-        "divide x and w by the picture's width, y and h by its height: YOLO labels are fractions, 0..1",
+        "label rows in pixels or percent",
+        "write fractions, 0..1: pixels by the picture's width or height, percent by 100",
     ),
     "fractions": (
         "label files in fractions of the picture, not in px",

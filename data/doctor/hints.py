@@ -14,14 +14,12 @@ from data.formats.listing import SUFFIXES
 from data.formats.problems import Problem
 from data.formats.sources import DataSpec
 from data.formats.yolo_rows import RowRule, box_of, parse_labels
+from data.formats.yolo_units import written_as_corners
 from data.index import Found, path_of
 from utils.files import open_regular
 
 FILES = 400  # label files of a split that are looked at, evenly spread
 ENOUGH = 20  # rows: fewer say nothing
-NEARLY_ALL = 0.99
-OUTSIDE = 0.1  # share of rows beyond the picture, read as centre and size, that betrays corners
-TIED = 0.9  # correlation of a corner with its opposite, which a centre and a size do not have
 NO_LABELS = ("classes.txt", "labels.txt", "names.txt", "notes.txt", "readme.txt", "requirements.txt")
 SUFFIX = {"yolo": ".txt", "voc": ".xml"}
 
@@ -40,13 +38,12 @@ def find_hints(spec: DataSpec, founds: Mapping[str, Found]) -> list[Finding]:
     yolo, rule = founds if spec.format == "yolo" else {}, spec.row_rule
     sample = {split: _sample_rows(found, rule) for split, found in yolo.items()}
     for split, rows in sample.items():
-        hints += _hint_corners(rows.values[:, 1:], split)
         if rows.with_bom:
             text = f"label files that begin with a byte order mark (read all the same): {rows.with_bom}"
             hints.append(Finding("note", "bom", split, rows.with_bom, text))
     if spec.format == "coco":
         for split, found in founds.items():
-            hints += _hint_corners(_written_xywh(found), split, num_outside=_count(found, "outside"))
+            hints += _hint_corners(_written_xywh(found), split, _count(found, "outside"))
     if sample:
         hints += _hint_classes(np.concatenate([rows.values[:, 0] for rows in sample.values()]), spec, founds)
     if spec.format in SUFFIX:
@@ -54,29 +51,8 @@ def find_hints(spec: DataSpec, founds: Mapping[str, Found]) -> list[Finding]:
     return hints
 
 
-def written_as_corners(values: np.ndarray, num_outside: int) -> bool:
-    """Whether (T, 4) rows that should be xywh hold x1, y1, x2, y2; ``num_outside`` reach beyond the picture.
-
-    In corners the second pair exceeds the first. So it does in large boxes near the left upper corner; but
-    they lie inside of the picture, and their sizes do not follow their places.
-    """
-    low, high = values[:, :2], values[:, 2:]
-    if len(values) < ENOUGH or (high > low).all(1).mean() < NEARLY_ALL:
-        return False
-    if num_outside >= OUTSIDE * len(values):
-        return True
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ties = [np.corrcoef(low[:, axis], high[:, axis])[0, 1] for axis in (0, 1)]
-    return bool(np.min(ties) >= TIED)  # NaN, of sides that are all alike, is no tie
-
-
-def _hint_corners(values: np.ndarray, split: str, num_outside: int | None = None) -> list[Finding]:
+def _hint_corners(values: np.ndarray, split: str, num_outside: int) -> list[Finding]:
     values = values[np.isfinite(values).all(1)]
-    if num_outside is None:
-        beyond = np.hstack([values[:, 2:] / 2 - values[:, :2], values[:, :2] + values[:, 2:] / 2 - 1]).max(
-            1, initial=0
-        )
-        num_outside = int((beyond > 0.01).sum())
     if not written_as_corners(values, num_outside):
         return []
     text = "the labels look like corners, x1 y1 x2 y2, where a position and a size are expected"

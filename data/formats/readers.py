@@ -10,8 +10,9 @@ import numpy as np
 
 from data.formats import coco, voc, yolo
 from data.formats.labels import RawLabels
-from data.formats.problems import MISSING_PICTURE, Problem
+from data.formats.problems import MISSING_PICTURE, Problem, show_problem
 from data.formats.sources import DataSpec, coco_files, coco_folder, list_pictures, spec_error, xml_folders
+from data.formats.units import unit_of
 from data.images import read_size
 from utils.errors import DATA, NothingThereError, UserError
 
@@ -115,6 +116,11 @@ def _read_voc(
 ) -> SplitFiles:
     sizes, problems = read_sizes(pictures)
     raw, stated = voc.read_labels(label_files, names, offset=spec.voc_offset)
+    unit = unit_of(raw.boxes, sizes[raw.pictures])
+    if unit:
+        example = show_problem(raw.fault_at(0, " ".join(f"{side:g}" for side in raw.boxes[0]), ""))
+        text = f"split {split!r}: the boxes look like {unit} of the picture, where VOC has pixels: {example}"
+        raise spec_error(spec.yaml, f"{text}\nWrite them in pixels, or export them again")
     for place, problem in _disagreements(stated, sizes):
         raw.left_out[place] = True
         problems.append(Problem(label_files[place], 0, problem, "size"))

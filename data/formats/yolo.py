@@ -18,11 +18,12 @@ from data.formats.labels import RawLabels
 from data.formats.problems import Problem, dangling_link
 from data.formats.row_tasks import LongRow, explain_pose, sample_rows
 from data.formats.yolo_rows import BOX_COLUMNS, UNSAID, ParsedRows, RowRule, box_of, parse_labels
+from data.formats.yolo_units import ABOVE_ONE, REMEDY, Written, centres_unit
 from utils.errors import DATA, UserError
 from utils.files import open_regular
 
 MAX_BYTES = 20_000_000  # 300 polygons of 4,000 points
-PIXELS = 2.0  # larger coordinates can only be pixels
+FRACTIONS = Written("fractions", corners=False)  # as it should be
 FOUR_POINTS = 9  # columns of a polygon of four points, as of a rotated box
 THREADS = 4  # they wait for the disk
 CHUNK = 256  # files a task
@@ -73,6 +74,8 @@ def read_labels(
     counts = np.array([count or 0 for count in found.num_rows], np.int64)
     values = np.array(found.values, np.float64).reshape(-1, BOX_COLUMNS)
     pictures, lines = np.repeat(np.arange(len(counts)), counts), np.array(found.lines, np.int64)
+    # polygons are no corners, and where they are in another unit their bounds are, too
+    _check_unit(values, sizes[pictures], files[pictures[0]] if len(pictures) else "")
     faults = find_faults(values, len(names) if names else None)
     for row in np.flatnonzero(faults != FINE):
         text = explain_fault(faults[row], values[row], names)
@@ -94,6 +97,25 @@ def read_labels(
         num_keypoint_rows=columns.total() if rule.pose_columns else 0,
         num_polygons=0 if rule.pose_columns else columns.total(),
         num_four_points=0 if rule.pose_columns else columns[FOUR_POINTS],
+    )
+
+
+def _check_unit(values: np.ndarray, sizes: np.ndarray, path: str) -> None:
+    """Raise ``UserError`` where the (T, 5) rows are not centres and sizes in fractions, as a whole."""
+    written = centres_unit(values[:, 1:], sizes)
+    if written == FRACTIONS:
+        return
+    what = "corners, x1 y1 x2 y2" if written.corners else "cx cy w h"
+    remedy = "" if written.unit == FRACTIONS.unit else f"{REMEDY[written.unit]}; "
+    if written.corners:
+        remedy += (
+            "then " * bool(remedy) + "cx = (x1 + x2) / 2, cy = (y1 + y2) / 2, w = x2 - x1, h = y2 - y1; "
+        )
+    shown = " ".join(_number(value) for value in values[0])
+    raise UserError(
+        f"the labels of this split look like {what} in {written.unit}, where YOLO has cx cy w h in fractions "
+        f"of the picture, 0..1; for example {path}: {shown}\nTo mend them: {remedy}or export them again",
+        DATA,
     )
 
 
@@ -196,7 +218,7 @@ def find_faults(values: np.ndarray, num_classes: int | None) -> np.ndarray:
             ~np.isfinite(values).all(axis=1),
             classes != np.floor(classes),
             (classes < 0) | (classes >= limit),
-            (coordinates > PIXELS).any(axis=1),
+            (coordinates > ABOVE_ONE).any(axis=1),
             (values[:, 3:] < 0).any(axis=1),
         ]
     return np.select(conditions, [NOT_FINITE, NOT_WHOLE, NO_CLASS, IN_PIXELS, NEGATIVE], FINE)
@@ -217,8 +239,9 @@ def explain_fault(fault: int, row: np.ndarray, names: Sequence[str] | None) -> s
         has = f"the data set has {len(names)} names"
         return f"class {_number(row[0])} is outside 0..{len(names) - 1} ({has}){hint}"
     if fault == IN_PIXELS:
-        name = next(name for name in ("cx", "cy", "w", "h") if columns[name] > PIXELS)
-        remedy = "these look like pixels, YOLO labels are fractions of the picture (0..1)"
+        name = next(name for name in ("cx", "cy", "w", "h") if columns[name] > ABOVE_ONE)
+        what = "pixels" if columns[name] > 100 else "pixels or percent"
+        remedy = f"these look like {what}, YOLO labels are fractions of the picture (0..1)"
         return f"{name} is {_number(columns[name])}: {remedy}"
     name = "w" if row[3] < 0 else "h"
     return f"{name} is {_number(columns[name])}, negative"

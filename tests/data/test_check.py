@@ -271,7 +271,7 @@ def test_the_table_says_what_where_and_what_to_do(root, capsys, monkeypatch):
     code, _ = call("--data", root)
     out = capsys.readouterr().out
     assert code == DATA and max(map(len, out.splitlines()[1:])) <= 110
-    assert "ERROR   train  label rows in pixels: 5\n" in out and "... and 2 more" in out
+    assert "ERROR   train  label rows in pixels or percent: 5\n" in out and "... and 2 more" in out
     assert (
         "                 labels/train/00.txt:4: " in out
         and "-> divide x and w by the picture's width" in out
