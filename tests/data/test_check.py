@@ -274,7 +274,7 @@ def test_the_table_says_what_where_and_what_to_do(root, capsys, monkeypatch):
     assert "ERROR   train  label rows in pixels or percent: 5\n" in out and "... and 2 more" in out
     assert (
         "                 labels/train/00.txt:4: " in out
-        and "-> divide x and w by the picture's width" in out
+        and "-> write fractions, 0..1" in out
     )
     assert out.endswith(
         "1 error: NOT ready to train\nnext: mend the errors, then run the same command again\n"
