@@ -14,6 +14,7 @@ from data.doctor.findings import Finding, gather_problems, sort_findings
 from data.doctor.hints import find_hints
 from data.doctor.inspect_pictures import Inspection, inspect_pictures
 from data.doctor.near_duplicates import find_duplicates, find_repeats, find_shared
+from data.doctor.unread import find_unread
 from data.formats.labels import LabelReport
 from data.formats.problems import MISSING_PICTURE, Policy, Problem
 from data.formats.sources import SPLITS, DataSpec
@@ -78,6 +79,7 @@ def diagnose(
         for split, found in founds.items()
     }
     findings += find_hints(spec, founds)  # causes before what follows from them
+    findings += find_unread(spec, founds)
     for split, found in founds.items():
         findings += _check_problems(found, looks[split], split, config.data.label_errors)
         findings += _check_report(found.report, split)

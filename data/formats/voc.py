@@ -232,13 +232,14 @@ def label_paths_of(pictures: list[str], folders: Sequence[Path] | None) -> list[
     for picture in pictures:
         folder, _, name = picture.rpartition(os.sep)
         stem = os.path.splitext(name)[0] + ".xml"
-        places = [str(item) for item in folders] if folders else _folders_beside(folder)
+        places = [str(item) for item in folders] if folders else folders_beside(folder)
         tried = [f"{place}{os.sep}{stem}" for place in places]
         paths.append(next((path for path in tried if os.path.exists(path)), tried[0]))
     return paths
 
 
-def _folders_beside(folder: str) -> list[str]:
+def folders_beside(folder: str) -> list[str]:
+    """Folders where the XML files of a folder of pictures may lie, by rank; the last is the folder itself."""
     parts = folder.split(os.sep)
     places = [place for place, name in enumerate(parts) if name in ("JPEGImages", "images")]
     found = (

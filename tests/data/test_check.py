@@ -272,10 +272,7 @@ def test_the_table_says_what_where_and_what_to_do(root, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert code == DATA and max(map(len, out.splitlines()[1:])) <= 110
     assert "ERROR   train  label rows in pixels or percent: 5\n" in out and "... and 2 more" in out
-    assert (
-        "                 labels/train/00.txt:4: " in out
-        and "-> write fractions, 0..1" in out
-    )
+    assert "                 labels/train/00.txt:4: " in out and "-> write fractions, 0..1" in out
     assert out.endswith(
         "1 error: NOT ready to train\nnext: mend the errors, then run the same command again\n"
     )
