@@ -26,6 +26,7 @@ from utils.errors import UserError
 from utils.losses.anatomy import LossAnatomy
 from utils.metrics.coco import is_measurable
 from utils.probe import find_batch_size
+from utils.resumable import check_place, check_resumable
 from utils.settings import find_resumed, resolve_training, resume_training
 from utils.step import TrainStep, settle_buckets
 from utils.training import distributed
@@ -149,6 +150,7 @@ def read_settings(args: Namespace, lock: RunLock) -> tuple[Resolved, Resumed | N
     if args.weights:
         print(f"--weights {args.weights} is not used: the run goes on from its own, {last}")
     content = load_checkpoint(last, key="optimizer")
+    check_resumable(content, where=last, build=build_detector)
     return resume_training(args, content, where=last), Resumed(last, content)
 
 
@@ -169,6 +171,7 @@ def read_data(
         names, last = tuple(resumed.content["names"]), resumed.last
         check_names(names, data.spec.names, weights=str(last), data=data.spec.yaml)
         check_same_data(data, resumed.content["data"], where=last)
+        check_place(resumed.content, len(data.train), where=last)
         then, now = resumed.content["versions"], find_versions()
         for name in (name for name in then if then[name] != now.get(name) and distributed.rank() == 0):
             changed = f"{name} was {then[name]} and is {now.get(name)}"

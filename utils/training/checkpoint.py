@@ -8,9 +8,10 @@ import io
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from utils.errors import NON_FINITE, UserError
@@ -32,14 +33,50 @@ from utils.training.weights_file import (
     show_key,
     walk,
 )
+from utils.wording import printable
 
 SCHEMA = 3  # of the checkpoint's keys; raised when their meaning changes
 WITHOUT_DIGEST = 2  # the one before, which is read too
-GOES_ON = {  # what a checkpoint holds beside the optimiser if a run can go on with it
-    **dict.fromkeys(("epoch", "batch", "step", "micro_batch"), int),
-    **dict.fromkeys(("model", "scaler", "optimizer", "best", "data", "origins", "versions"), dict),
-    "epoch_parts": list,
-}
+
+
+def _check_number(value: object) -> object:
+    if type(value) not in (int, float):
+        raise ValueError("is no number")
+    return value
+
+
+def _check_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    if any(isinstance(value, Tensor) for _, value in walk(settings)):
+        raise ValueError("holds a tensor")
+    return settings
+
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Number = Annotated[float, BeforeValidator(_check_number)]  # pydantic takes a tensor of one number, too
+Settings = Annotated[dict[str, dict[str, Any]], AfterValidator(_check_settings)]
+
+
+class Best(BaseModel):
+    """The best epoch: -1 and -1 before there is one, AP -1 where there was nothing to measure."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    AP: Annotated[Number, Field(ge=0, le=1)] | Literal[-1]
+    epoch: Annotated[int, Field(ge=1, le=2**53)] | Literal[-1]
+
+
+class _Weights(BaseModel):
+    """What all checkpoints hold."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+    ema: dict[str, Tensor]
+    config: Settings
+    names: list[str]
+    epoch: Count = 0
+    best: Best | None = None
+    origins: dict[str, str] = {}
+    strides: list[int] = []
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -200,11 +237,18 @@ def _check_digest(content: dict[str, Any], path: Path) -> None:
     if content["schema"] == WITHOUT_DIGEST:
         sound = "digest" not in content  # else a digest would go unread because of one changed bit
     else:
-        sound = isinstance(digest, str) and digest == digest_of(content)
+        sound = isinstance(digest, str) and _has_digest(content, digest)
     if not sound:
         raise UnreadableError(
             f"{path} is damaged, or was changed: its content is not that of its digest. {REMEDY}"
         )
+
+
+def _has_digest(content: dict[str, Any], digest: str) -> bool:
+    try:
+        return digest_of(content) == digest
+    except (TypeError, ValueError):  # of keys that are no text and no number of a length to print
+        return False
 
 
 def _check_numbers(content: dict[str, Any], path: Path) -> None:
@@ -231,10 +275,7 @@ def _read(path: Path, key: str) -> dict[str, Any]:
         )
     _check_digest(content, path)
     _check_numbers(content, path)
-    if not _is_sound(content):
-        raise UserError(
-            f"{path} is damaged: its configuration, names or tensors are not of their types. {REMEDY}"
-        )
+    check_types(_Weights, content, path)
     if key not in content:
         raise UserError(f"{path} holds no {key}: only last.pt can be resumed; best.pt is for --weights")
     return content
@@ -249,18 +290,25 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _is_sound(content: dict[str, Any]) -> bool:
-    """Whether the parts that every checkpoint holds are of their types."""
-    config, names, tensors = content["config"], content["names"], content["ema"]
-    return (
-        isinstance(config, dict)
-        and "model" in config
-        and all(isinstance(section, dict) for section in config.values())
-        and isinstance(names, list)
-        and all(isinstance(name, str) for name in names)
-        and isinstance(tensors, dict)
-        and all(isinstance(tensor, Tensor) for tensor in tensors.values())
-        and (
-            "optimizer" not in content or all(type(content.get(key)) is kind for key, kind in GOES_ON.items())
-        )
-    )
+def check_types(schema: type[BaseModel], content: dict[str, Any], path: Path) -> None:
+    """Refuse a content that has other types or bounds than ``schema``, and name the first value that does."""
+    try:
+        schema.model_validate(content)
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False, include_context=False)
+        key = ".".join(show_key(part)[:80] for part in first["loc"])
+        what = "is missing" if first["type"] == "missing" else f"is {show_found(first['input'])}"
+        more = f" (and {len(others)} more)" if others else ""
+        raise UserError(
+            f"{path} is damaged, or was changed: {key} {what}: {first['msg'].lower()}{more}. {REMEDY}"
+        ) from error
+
+
+def show_found(value: object) -> str:
+    """A value from a file in a few words."""
+    if isinstance(value, Tensor):
+        shown = f"{value.item()}" if value.numel() == 1 and value.device.type == "cpu" else "a tensor"
+        return f"{shown} of shape {tuple(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, (Mapping, list)) and len(value) > 8:
+        return f"a {type(value).__name__} of {len(value)} items"
+    return printable(value)[:80]

@@ -36,20 +36,28 @@ def frozen_norms(model: nn.Module) -> list[nn.Module]:
     ]
 
 
+def trained_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that train, in the order in which the optimiser numbers them: those of two or more axes,
+    then the others.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+
+
 def build_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
     """AdamW or SGD with Nesterov momentum, fused; weight decay on tensors of two or more axes only.
 
     Fused ones skip a step on the device where ``optimizer.found_inf`` is 1; see ``TrainState.update``.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed, plain = trained_groups(model)
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": cfg.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
     ]
     if cfg.optimizer == "AdamW":
         return torch.optim.AdamW(groups, lr=cfg.lr, fused=True)
     sgd = torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0, fused=True)
     if cfg.momentum:  # PyTorch leaves the first step's buffers as they come where that step is skipped
-        for parameter in trained:
+        for parameter in decayed + plain:
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return sgd

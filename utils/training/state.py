@@ -85,11 +85,15 @@ class TrainState:
         }
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Inverse of ``to_plain``."""
+        """Inverse of ``to_plain``; the shapes of all tensors must be those of this state.
+
+        The optimiser's settings stay those of our own configuration.
+        """
         self.model.load_state_dict(content["model"])
         self.ema.model.load_state_dict(content["ema"])
         self.ema.updates.copy_(content["ema_updates"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        settings = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": settings})
         if content["scaler"] and self.scaler.is_enabled():  # fp16 before and now
             self.scaler.load_state_dict(content["scaler"])
         self.micro_batch = min(self.micro_batch, content["micro_batch"])

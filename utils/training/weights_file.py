@@ -206,6 +206,8 @@ def _check_value(where: str, value: Any, number: int) -> None:
             raise ForeignError(f"is damaged: its tensor {where} is not a dense one")
         if value.nbytes > value.untyped_storage().nbytes():
             raise ForeignError(f"cannot be read safely: its tensor {where} claims more than the file holds")
+    elif type(value) is int and not -(2**63) <= value < 2**63:  # Python takes for ever to print a long one
+        raise ForeignError(f"is damaged: its number {where} has more than 64 bits")
     elif not isinstance(value, (dict, list, tuple)) and type(value) not in PLAIN:
         raise ForeignError(f"holds a {type(value).__name__} in {where}, not tensors and plain values only")
 
