@@ -9,6 +9,7 @@ from PIL import Image
 
 import data.doctor.inspect_pictures
 from data.doctor.inspect_pictures import SIDE, inspect_pictures
+from utils.errors import UserError
 
 
 @pytest.fixture
@@ -74,16 +75,37 @@ def test_no_pictures():
     assert found.faults == [] and found.thumbnails.shape == (0, SIDE, SIDE)
 
 
-def test_interrupted_work_is_kept(paths, monkeypatch):
+@pytest.mark.parametrize("number", range(4))
+def test_interrupted_work_is_kept(paths, monkeypatch, number):
     decode = data.doctor.inspect_pictures.decode_image
     monkeypatch.setattr(data.doctor.inspect_pictures, "CHUNK", 1)
 
     def interrupted(path, **options):
-        if path == paths[2]:
+        if path == paths[number]:
             raise KeyboardInterrupt
         return decode(path, **options)
 
     monkeypatch.setattr(data.doctor.inspect_pictures, "decode_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         inspect_pictures(paths, paths[0])
-    assert inspect_pictures(paths, paths[0], decode=False).known.tolist()[:2] == [True, True]
+    monkeypatch.setattr(data.doctor.inspect_pictures, "decode_image", decode)
+    known = inspect_pictures(paths, paths[0], decode=False).known
+    assert known[:number].all() and not known[number]
+    assert inspect_pictures(paths, paths[0]).known.all()  # also where nothing had been done
+
+
+def test_an_error_of_the_system_is_not_remembered(paths, monkeypatch):
+    decode, failing = data.doctor.inspect_pictures.decode_image, [paths[1]]
+
+    def decode_or_fail(path, **options):
+        if path in failing:
+            raise UserError(f"{path}: cannot read this picture: too many") from OSError(
+                24, "Too many open files"
+            )
+        return decode(path, **options)
+
+    monkeypatch.setattr(data.doctor.inspect_pictures, "decode_image", decode_or_fail)
+    assert "too many" in inspect_pictures(paths, paths[0]).faults[1]
+    failing.clear()
+    found = inspect_pictures(paths, paths[0])
+    assert found.faults[1] == "" and "not a picture" in found.faults[3]
