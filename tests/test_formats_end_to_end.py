@@ -12,6 +12,7 @@ from data.check import main as check
 from data.convert import convert
 from data.spec import load_data_spec
 from utils.errors import OK, run_main
+from utils.metrics.coco import KEYS
 
 
 def tree_of(folder: Path) -> dict[str, str]:
@@ -68,36 +69,40 @@ def test_three_formats_one_training(command, formats, tiny, monkeypatch):
     assert {format: tree_of(yaml.parent) for format, yaml in formats.items()} == before
 
 
+IDS = {  # of categories and pictures
+    "as they are": int,
+    "gaps": lambda number: 10 * number + 1000,
+    "13 digits": lambda number: 10**12 + number,
+    "text": lambda number: f"n{number:03}",
+}
+
+
 def test_predictions_hold_the_ids_of_the_source(command, formats, trained, tmp_path):
-    """COCO's file gets category ids 11, 21, ... and picture ids from 1000 on."""
-    root = formats["coco"].parent
-    content = json.loads((root / "annotations" / "instances_val.json").read_text())
-    for key, field in (("categories", "id"), ("annotations", "category_id")):
-        for item in content[key]:
-            item[field] = 10 * item[field] + 11
-    for key, field in (("images", "id"), ("annotations", "image_id")):
-        for item in content[key]:
-            item[field] += 1000
-    (tmp_path / "val.json").write_text(json.dumps(content))
+    """The metrics are the same to the bit, whatever the ids, and with both evaluators."""
+    root, weights = formats["coco"].parent, trained / "weights" / "best.pt"
     folder = root / load_data_spec(formats["coco"]).images["val"][0]
     (tmp_path / "data.yaml").write_text(f"val: val.json\nimages: {folder}\n")
-    weights = trained / "weights" / "best.pt"
-    result = command(
-        "val",
-        "--weights",
-        weights,
-        "--data",
-        tmp_path / "data.yaml",
-        "--save-json",
-        "--noplots",
-        "--workers",
-        0,
-    )
-    assert result.code == OK, result.err
-    assert "11       0  circle" in result.out
-    rows = json.loads(Path("runs/val/exp/predictions.json").read_text())
-    assert {row["image_id"] for row in rows} <= {item["id"] for item in content["images"]}
-    assert {row["category_id"] for row in rows} <= {11, 21, 31, 41, 51, 61} and len(rows) > 0
+    flags = ["--data", tmp_path / "data.yaml", "--save-json", "--noplots", "--workers", 0]
+    figures = []
+    for number, (kind, spell) in enumerate(IDS.items()):
+        content = json.loads((root / "annotations" / "instances_val.json").read_text())
+        for key, fields in {
+            "categories": ["id"],
+            "images": ["id"],
+            "annotations": ["category_id", "image_id"],
+        }.items():
+            for item in content[key]:
+                item |= {field: spell(item[field]) for field in fields}
+        (tmp_path / "val.json").write_text(json.dumps(content))
+        evaluator = ("hotcoco", "pycocotools")[number % 2]
+        result = command("val", "--weights", weights, *flags, "--name", kind, "--evaluator", evaluator)
+        assert result.code == OK, result.err
+        rows = json.loads(Path("runs/val", kind, "predictions.json").read_text())
+        assert rows and {row["image_id"] for row in rows} <= {item["id"] for item in content["images"]}
+        assert {row["category_id"] for row in rows} <= {item["id"] for item in content["categories"]}
+        metrics = json.loads(Path("runs/val", kind, "metrics.json").read_text())
+        figures.append({key: metrics[key] for key in (*KEYS, "per_class", "precision", "recall")})
+    assert all(found == figures[0] for found in figures) and figures[0]["AP50"] > 0
 
 
 @pytest.mark.parametrize("flags", [[], ["--rect"], ["--cache", "disk"]])

@@ -239,6 +239,29 @@ def test_picture_ids_live_on_in_names_that_are_numbers(root):
         assert read(root.parent / format).picture_ids.tolist() == [11, 12]
 
 
+@pytest.mark.parametrize(
+    ("spell", "lost"), [(lambda n: f"x{n}", 2), (lambda n: 10**12 + n, 2), (lambda n: n, 0)]
+)
+def test_ids_of_any_kind_come_back_in_coco(root, spell, lost):
+    spec = make(root, {"1.png": ((6, 8), []), "2.png": ((6, 8), [box(1, 1, 2, 2)])}, ids=(0, 1))
+    file = next(root.rglob("*.json"))
+    content = json.loads(file.read_text())
+    for number, image in enumerate(content["images"], 1):
+        own = [row for row in content["annotations"] if row["image_id"] == image["id"]]
+        for item, key in [(image, "id"), *((row, "image_id") for row in own)]:
+            item[key] = spell(number)
+    file.write_text(json.dumps(content))
+    convert(spec, "coco", root.parent / "coco")
+    (written,) = (root.parent / "coco").rglob("*.json")
+    images = {image["file_name"]: image["id"] for image in json.loads(written.read_text())["images"]}
+    assert images == {"1.png": spell(1), "2.png": spell(2)}
+    assert len(read(root.parent / "coco").boxes) == 1
+    notes = convert(spec, "yolo", root.parent / "yolo").notes
+    assert [note for note in notes if "picture ids lost" in note] == [
+        f"{lost} picture ids lost: yolo has file names only"
+    ] * (lost > 0)
+
+
 # names
 
 

@@ -235,8 +235,18 @@ def start_evaluation(truth: dict, detections: np.ndarray, evaluator: str):
 
     Its ids should be ranks, see ``with_ranks``.
     """
+    truth = truth | {
+        "images": [_without_texts(image) for image in truth["images"]],
+        "categories": [_without_texts(category) for category in truth["categories"]],
+    }
     evaluation = _run_hotcoco(truth, detections) if evaluator == "hotcoco" else None
     return evaluation or _run_pycocotools(truth, detections)
+
+
+def _without_texts(item: dict) -> dict:
+    """A picture or category by number: hotcoco refuses texts that cannot be UTF-8, as names may be."""
+    numbers = {key: item[key] for key in ("id", "height", "width") if key in item}
+    return numbers | {"file_name" if "height" in item else "name": str(item["id"])}
 
 
 def _run_hotcoco(truth: dict, detections: np.ndarray):

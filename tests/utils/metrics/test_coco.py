@@ -17,9 +17,11 @@ from utils.metrics.coco import (
     RECALLS,
     Metrics,
     evaluate_detections,
+    from_results,
     is_measurable,
     make_ground_truth,
     pack_detections,
+    to_results,
 )
 from utils.structures import Detections
 
@@ -29,7 +31,9 @@ IDS = (1, 2, 3)
 NOTHING = np.zeros((0, 7))
 
 
-def truth_of(boxes, *, labels=None, ignore=None, ids=IDS, names=NAMES, areas=None, picture_ids=None) -> dict:
+def truth_of(
+    boxes, *, labels=None, ignore=None, ids=IDS, names=NAMES, areas=None, picture_ids=None, sources=()
+) -> dict:
     """``boxes``: a list of boxes for each 200 x 300 picture."""
     counts = [len(rows) for rows in boxes]
     total = sum(counts)
@@ -45,6 +49,7 @@ def truth_of(boxes, *, labels=None, ignore=None, ids=IDS, names=NAMES, areas=Non
         areas=sides.prod(1) if areas is None else areas,
         category_ids=ids,
         names=names,
+        sources=sources,
     )
 
 
@@ -286,6 +291,32 @@ def test_ids_of_any_size_give_the_same_bits(evaluator, ids):
     large[:, 0] += 2**53 - 1000
     assert same_bits(evaluate_detections(truth, large, evaluator), expected)
     assert expected.values["AP"] > 0
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+def test_names_and_text_ids_that_cannot_be_utf8(evaluator):
+    names, ids = ("\ud800", "b\x00", "cat"), ("x", "\udfff", "z")
+    truth = truth_of(
+        [[(10, 10, 60, 60)]],
+        ids=ids,
+        names=names,
+        sources=[{"source_id": "\ud800", "file_name": "a"}],
+        picture_ids=np.array([1]),
+    )
+    rows = detect(1, [[10.0, 10, 60, 60]], [0.5], ids=(1, 2, 3))
+    assert evaluate_detections(truth, rows, evaluator).per_class["\ud800"]["AP"] == pytest.approx(1)
+    (result,) = to_results(truth, rows)
+    assert (result["image_id"], result["category_id"]) == ("\ud800", "x")
+    assert np.array_equal(from_results(truth, [result]), rows)
+
+
+def test_results_of_pictures_without_an_id_name_their_file():
+    truth = truth_of([[(0, 0, 9, 9)]], sources=[{"source_id": None, "file_name": "a.jpg"}])
+    (result,) = to_results(truth, detect(10, [[1.0, 2, 4, 6]], [0.5]))
+    expected = {"image_id": 10, "file_name": "a.jpg", "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
+    assert result == expected and from_results(truth, [result]).tolist() == [[10, 1, 2, 3, 4, 0.5, 1]]
+    with pytest.raises(UserError, match="11, an id that the data set does not have"):
+        from_results(truth, [expected | {"image_id": 11}])
 
 
 @pytest.mark.parametrize(("column", "what"), [(0, "images"), (6, "categories")])
