@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.check import check_before_training
+from data.doctor.inspect_pictures import load_sound_split
 from data.formats.sources import format_classes
 from data.images import decode_image
-from data.index import Index, fingerprint, load_split, path_of
+from data.index import Index, fingerprint, path_of
 from data.pixels import Pixels, pixels_of
 from data.prepare import prepare_data
 from data.run_data import ground_truth_of
@@ -109,9 +110,8 @@ def load_pictures(plan: Plan, *, train: bool, source: str = "") -> Pictures:
     if train:
         print(format_classes(spec))
         config = check_before_training(spec, config).config
-    options = {"single_cls": config.data.single_cls, "label_errors": config.data.label_errors}
-    index, _ = load_split(spec, "val", **options)
-    training = fingerprint(load_split(spec, "train", **options)[0], spec.names) if train else ""
+    index, _ = load_sound_split(spec, "val", config.data)
+    training = fingerprint(load_sound_split(spec, "train", config.data)[0], spec.names) if train else ""
     if index.ignore.all():
         raise UserError(
             f"{spec.yaml}: the validation pictures hold no box; there is nothing to compare", DATA

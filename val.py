@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from data.class_match import match_classes
 from data.dataset import unpad
+from data.doctor.inspect_pictures import load_sound_split
 from data.formats.labels import format_report
 from data.formats.sources import DataSpec, format_classes, show_names
-from data.index import Index, fingerprint, load_split, path_of
+from data.index import Index, fingerprint, path_of
 from data.letterbox import input_shape, restore, rounding_note
 from data.loader import Loader, make_val_loader
 from data.prepare import prepare_data
@@ -240,9 +241,7 @@ def measure(args: Namespace) -> None:
             spec = load_data_spec(config.data.path, root=config.data.root, single_cls=config.data.single_cls)
             check_there(spec, [args.task])
         spec = match_classes(spec, detector.names, weights=args.weights)
-        index, report = load_split(
-            spec, args.task, single_cls=config.data.single_cls, label_errors=config.data.label_errors
-        )
+        index, report = load_sound_split(spec, args.task, config.data)
         print(f"{format_classes(spec)}\n{args.task}: {format_report(report)}")
         return spec, index
 

@@ -8,7 +8,8 @@ What is decided here:
   picture's own range (``data.pixels``); 8 bits stay as stored;
 * several frames, pages or pictures in a file: the first one; of more than three bands the first three, unless
   ``data.bands`` chooses among the bands, or pages, of a TIFF;
-* a file cut short is an error. Half-grey pictures (some OpenCV releases return them) would train silently;
+* a file cut short is an error. Half-grey pictures (some OpenCV releases return them) would train silently. A
+  JPEG that lacks only its end marker is whole (``data.jpeg``);
 * a picture larger than its use is decoded at 1/2, 1/4 or 1/8 (``choose_reduction``), where that divides both
   sides: pixel i of the reduced picture covers the pixels [ri, ri + r) of the whole one, whatever the
   orientation, so boxes scale by exactly 1/r. JPEGs then skip most of their inverse transform; all else is
@@ -17,6 +18,7 @@ What is decided here:
 Sizes are (height, width).
 """
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -25,7 +27,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data import tiff
+from data import jpeg, tiff
 from data.pixels import AS_STORED, Pixels, check_bands, choose_bands, to_eight_bits
 from utils.errors import DATA, UserError
 from utils.files import open_regular
@@ -166,7 +168,7 @@ def _read_values(
     if opened.stored:
         return choose_bands(opened.stored(), bands)
     pixels = _decode_with_opencv(file, opened.image, reduction)
-    pixels = _decode_with_pillow(opened.image) if pixels is None else pixels
+    pixels = _decode_with_pillow(_ended(file, opened.image)) if pixels is None else pixels
     return choose_bands(pixels, bands) if bands else pixels
 
 
@@ -309,8 +311,7 @@ def _decode_with_opencv(file: BinaryIO, image: Image.Image, reduction: int) -> n
 
 
 def _decode_jpeg(data: bytes, reduction: int) -> np.ndarray | None:
-    if data.rfind(b"\xff\xd9", _jpeg_scan_start(data)) < 0:
-        raise ValueError("the file is truncated: the JPEG end marker is missing")
+    data = data if jpeg.has_end(data) else jpeg.with_end(data)
     return cv2.imdecode(np.frombuffer(data, np.uint8), CV2_FLAGS | REDUCTIONS[reduction])
 
 
@@ -320,23 +321,13 @@ def _decode_png(data: bytes, reduction: int) -> np.ndarray | None:
     return cv2.imdecode(np.frombuffer(data, np.uint8), CV2_FLAGS)
 
 
-def _jpeg_scan_start(data: bytes) -> int:
-    """Offset of the first scan. An end marker before it belongs to the thumbnail in the EXIF block."""
-    position = 2
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:
-            return position
-        marker = data[position + 1]
-        if marker == 0xDA:
-            return position
-        # 0xFF is padding, 0x01 and 0xD0..0xD8 have no length
-        if marker == 0xFF:
-            position += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:
-            position += 2
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return position
+def _ended(file: BinaryIO, image: Image.Image) -> Image.Image:
+    """The picture, of a JPEG that lacks only its end marker with one."""
+    if image.format not in ("JPEG", "MPO"):
+        return image
+    file.seek(0)
+    data = file.read()
+    return image if jpeg.has_end(data) else Image.open(io.BytesIO(jpeg.with_end(data)), formats=("JPEG",))
 
 
 def _decode_with_pillow(image: Image.Image) -> np.ndarray:

@@ -7,7 +7,7 @@ one reference count at a time, into every worker.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from data.formats.labels import LabelReport, clean_labels
 from data.formats.problems import MISSING_PICTURE, Policy, Problem, check_problems
 from data.formats.readers import NO_IDS, list_sources, read_files
 from data.formats.sources import DataSpec
+from utils.errors import DATA, UserError
 
 # of a cache entry: the index, and what it was made from
 COLUMNS = {
@@ -93,17 +94,27 @@ def fingerprint(index: Index, classes: Sequence[str]) -> str:
 
 
 def load_split(
-    spec: DataSpec, split: str, *, single_cls: bool = False, label_errors: Policy = "stop"
+    spec: DataSpec,
+    split: str,
+    *,
+    single_cls: bool = False,
+    label_errors: Policy = "stop",
+    broken: Collection[str] = (),
 ) -> tuple[Index, LabelReport]:
     """Read the headers of all pictures of a split and their labels; faults are gathered into one error.
 
     With ``single_cls`` every box gets class 0, whatever its class. ``label_errors`` "skip" leaves faulty rows
     out, and pictures that cannot be read, and counts both; "clip" cuts boxes however far they reach beyond
-    the picture.
+    the picture. ``broken``: paths of pictures whose header is fine, but not what follows; they are left out
+    too.
     """
     found = read_split(spec, split, single_cls=single_cls, label_errors=label_errors)
     if label_errors == "skip" and (found.index.sizes > 0).any():
-        return _without_unreadable(found)
+        index, report = _without_unreadable(found, broken)
+        if not len(index.paths):
+            text = f"{spec.yaml}, split {split!r}: not one picture can be read; python -m data.check says why"
+            raise UserError(text, DATA)
+        return index, report
     check_problems(found.problems, f"{spec.yaml}, split {split!r}")
     return found.index, found.report
 
@@ -137,9 +148,9 @@ def read_split(
     return found
 
 
-def report_of(found: Found, label_errors: Policy) -> LabelReport:
+def report_of(found: Found, label_errors: Policy, broken: Collection[str] = ()) -> LabelReport:
     """The report of what ``load_split`` returns under the policy."""
-    return _without_unreadable(found)[1] if label_errors == "skip" else found.report
+    return _without_unreadable(found, broken)[1] if label_errors == "skip" else found.report
 
 
 def _read(spec: DataSpec, split: str, sources, *, single_cls: bool, policy: Policy) -> Found:
@@ -179,17 +190,21 @@ def _read(spec: DataSpec, split: str, sources, *, single_cls: bool, policy: Poli
     return Found(index, report, problems, files.label_files)
 
 
-def _without_unreadable(found: Found) -> tuple[Index, LabelReport]:
-    """The index without pictures of no size, which have no boxes; problems only counted."""
+def _without_unreadable(found: Found, broken: Collection[str]) -> tuple[Index, LabelReport]:
+    """The index without pictures of no size and without the ``broken``; problems only counted."""
     index, keep = found.index, (found.index.sizes > 0).all(1)
-    ends = np.concatenate([[True], keep])
+    if broken:
+        keep &= ~np.isin(index.paths, np.array([os.fsencode(path) for path in broken], "S"))
     counts = np.diff(index.offsets)
+    of_kept = np.repeat(keep, counts)
+    rows = {field: getattr(index, field)[of_kept] for field in ("boxes", "labels", "ignore", "areas")}
     kept = index._replace(
         paths=index.paths[keep],
         sizes=index.sizes[keep],
-        offsets=index.offsets[ends],
+        offsets=np.concatenate([[0], np.cumsum(counts[keep])]).astype(np.int64),
         picture_ids=index.picture_ids[keep],
         source_ids=index.source_ids[keep] if len(index.source_ids) else NO_IDS,
+        **rows,
     )
     files = {"picture", MISSING_PICTURE, "label file", "size"}
     report = found.report._replace(
@@ -197,6 +212,8 @@ def _without_unreadable(found: Found) -> tuple[Index, LabelReport]:
         num_background=int((counts[keep] == 0).sum()),
         num_skipped=sum(problem.kind not in files for problem in found.problems),
         num_left_out=int((~keep).sum()),
+        num_boxes=len(kept.boxes),
+        num_ignored=int(kept.ignore.sum()),
     )
     return kept, report
 

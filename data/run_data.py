@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 
 from data.check import check_before_training
+from data.doctor.inspect_pictures import load_sound_split
 from data.formats.sources import DataSpec, format_classes
-from data.index import Index, fingerprint, load_split, path_of
+from data.index import Index, fingerprint, path_of
 from data.letterbox import input_shape
 from data.loader import Loader, make_train_loader, make_val_loader
 from data.picture_cache import cache_pictures
@@ -54,9 +55,9 @@ def load_data(cfg: Config, device: torch.device, *, download: bool, source: str 
             spec = load_data_spec(cfg.data.path, root=cfg.data.root, **options)
             check_there(spec, splits if source else ())  # else the doctor says it, with what else is wrong
         print(format_classes(spec))
-        found = check_before_training(spec, cfg).config.data.pixel_range
-        errors = cfg.data.label_errors
-        return spec, [load_split(spec, split, **options, label_errors=errors)[0] for split in splits], found
+        found = check_before_training(spec, cfg).config.data
+        indexes = [load_sound_split(spec, split, found)[0] for split in splits]
+        return spec, indexes, found.pixel_range
 
     splits, options = ("train", "val"), {"single_cls": cfg.data.single_cls}
     spec, indexes, pixel_range = distributed.on_rank_zero(read)

@@ -12,7 +12,7 @@ from data.doctor.brightness import Brightness, check_looks, check_range, measure
 from data.doctor.crowding import check_crowding
 from data.doctor.findings import Finding, gather_problems, sort_findings
 from data.doctor.hints import find_hints
-from data.doctor.inspect_pictures import Inspection, inspect_pictures
+from data.doctor.inspect_pictures import MANY_PICTURES, Inspection, broken_of, inspect_pictures, key_of
 from data.doctor.near_duplicates import find_duplicates, find_repeats, find_shared
 from data.doctor.unread import find_unread
 from data.formats.labels import LabelReport
@@ -24,7 +24,6 @@ from data.pixels import pixels_of
 from utils.config import Config
 from utils.errors import NotFoundError, UserError
 
-MANY_PICTURES = 10_000  # of all splits together: above, headers only
 NEEDED = ("train", "val")  # by train.py
 RENUMBERED = "pictures numbered anew, from 1 by path, as several files of the split use the same ids"
 UNPLACED = "boxes of pictures that are listed wrongly (left out)"
@@ -74,8 +73,12 @@ def diagnose(
     decode = full or sum(len(found.index.sizes) for found in founds.values()) <= MANY_PICTURES
     looks = {
         split: inspect_pictures(
-            paths_of(found.index), f"{spec.yaml}\0{split}", decode=decode, pixels=pixels_of(config.data)
+            paths_of(found.index), key_of(spec, split), decode=decode, pixels=pixels_of(config.data)
         )
+        for split, found in founds.items()
+    }
+    reports = {
+        split: report_of(found, config.data.label_errors, broken_of(paths_of(found.index), looks[split]))
         for split, found in founds.items()
     }
     findings += find_hints(spec, founds)  # causes before what follows from them
@@ -84,7 +87,7 @@ def diagnose(
         findings += _check_problems(found, looks[split], split, config.data.label_errors)
         findings += _check_report(found.report, split)
         findings += check_crowding(found.index, split, config, shape)
-        findings += check_measurable(report_of(found, config.data.label_errors), split)
+        findings += check_measurable(reports[split], split)
         findings += check_looks(looks[split], paths_of(found.index), split, config.data.bands)
     classes = count_classes(founds, len(spec.names))
     findings += check_classes(classes, spec.names)
@@ -92,26 +95,27 @@ def diagnose(
     for split, counts in sides.items():
         findings += check_sides(counts, split, shape)
     bins = _audit(founds, config)
-    findings += _check_bins(bins)
-    findings += _check_copies(founds, looks)
-    if any(not look.known.all() for look in looks.values()):
-        text = (
-            f"more than {MANY_PICTURES:,} pictures: only their headers were read, copies were not looked for"
-        )
-        findings.append(Finding("note", "headers-only", "", 0, text, "--full decodes them all"))
+    findings += [*_check_bins(bins), *_check_copies(founds, looks), *_check_decoded(looks)]
     return Diagnosis(
         spec,
         config,
         pixels,
         {split: measure_brightness(look) for split, look in looks.items()},
         shape,
-        reports={split: report_of(found, config.data.label_errors) for split, found in founds.items()},
+        reports=reports,
         decoded={split: int(look.known.sum()) for split, look in looks.items()},
         classes=classes,
         sides=sides,
         bins=bins,
         findings=sort_findings(findings),
     )
+
+
+def _check_decoded(looks: Mapping[str, Inspection]) -> list[Finding]:
+    if all(look.known.all() for look in looks.values()):
+        return []
+    text = f"more than {MANY_PICTURES:,} pictures: only their headers were read, copies were not looked for"
+    return [Finding("note", "headers-only", "", 0, text, "--full decodes them all")]
 
 
 def _read_splits(
@@ -152,17 +156,12 @@ def missing_splits(spec: DataSpec) -> list[str]:
 
 
 def _check_problems(found: Found, look: Inspection, split: str, policy: Policy) -> list[Finding]:
-    """Problems of the reader, and pictures whose header is fine, but not what follows.
-
-    The latter stop a training even where it leaves out what has no header.
-    """
+    """Problems of the reader, and pictures whose header is fine, but not what follows."""
     readable = (found.index.sizes > 0).all(1)
     numbers = [number for number, fault in enumerate(look.faults) if fault and readable[number]]
     broken = [
         Problem(str(path_of(found.index, i)), 0, UNREADABLE + look.faults[i], "picture") for i in numbers
     ]
-    if policy == "skip":
-        return gather_problems(broken, split, "stop") + gather_problems(found.problems, split, policy)
     return gather_problems([*broken, *found.problems], split, policy)
 
 

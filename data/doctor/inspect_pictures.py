@@ -17,12 +17,17 @@ import numpy as np
 from tqdm import tqdm
 
 from data.cache import GONE, Column, load_arrays, save_arrays, stat_files
+from data.formats.labels import LabelReport
+from data.formats.sources import DataSpec
 from data.images import decode_image, read_header
-from data.pixels import AS_STORED, Pixels
+from data.index import Index, load_split, paths_of
+from data.pixels import AS_STORED, Pixels, pixels_of
+from utils.config import DataConfig
 from utils.errors import UserError
 
 VERSION = 2  # goes up whenever decoding or the thumbnails change
 SIDE = 32  # px of a thumbnail
+MANY_PICTURES = 10_000  # above, headers only
 MAX_THREADS = 8  # each holds one decoded picture
 CHUNK = 8  # pictures a task: few, so that an interrupt does not wait long for those at work
 EVERY = 4  # pixels, along rows and columns, between those that are counted at the ends of the range
@@ -73,6 +78,31 @@ def inspect_pictures(
         finally:
             _to_cache(found, paths, stats, key)
     return found
+
+
+def key_of(spec: DataSpec, split: str) -> str:
+    """Names a split in the cache."""
+    return f"{spec.yaml}\0{split}"
+
+
+def broken_of(paths: Sequence[str], look: Inspection) -> list[str]:
+    """Those of the pictures that cannot be decoded whole."""
+    return [path for path, fault in zip(paths, look.faults, strict=True) if fault]
+
+
+def load_sound_split(spec: DataSpec, split: str, cfg: DataConfig) -> tuple[Index, LabelReport]:
+    """``load_split`` by the settings; where faulty ones are skipped, without pictures that are cut short.
+
+    Of more than 10,000 pictures only those are known that were decoded before; another one ends the run.
+    """
+    options = {"single_cls": cfg.single_cls, "label_errors": cfg.label_errors}
+    index, report = load_split(spec, split, **options)
+    if cfg.label_errors != "skip":
+        return index, report
+    paths, decode = paths_of(index), len(index.paths) <= MANY_PICTURES
+    look = inspect_pictures(paths, key_of(spec, split), decode=decode, pixels=pixels_of(cfg))
+    broken = broken_of(paths, look)
+    return load_split(spec, split, **options, broken=broken) if broken else (index, report)
 
 
 def _fill(found: Inspection, paths: list[str], stats: np.ndarray, todo: list[int], pixels: Pixels) -> None:

@@ -134,7 +134,7 @@ def test_every_cut_through_the_pixels_is_an_error(tmp_path, kind):
                 decode_image(path)
 
 
-@pytest.mark.parametrize(("kind", "end"), [("JPEG", 2), ("PNG", 13)])
+@pytest.mark.parametrize(("kind", "end"), [("JPEG", 30), ("PNG", 13)])
 def test_a_forgiving_decoder_is_not_asked(tmp_path, pixels, monkeypatch, kind, end):
     """Some releases of OpenCV return half-grey pictures for files cut short."""
     content = encoded(pixels, kind)[:-end]

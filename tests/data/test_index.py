@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import data.spec
+from data.doctor.inspect_pictures import load_sound_split
 from data.formats.labels import LabelReport
 from data.formats.readers import picture_ids_of
 from data.formats.sources import list_pictures
 from data.index import load_split, path_of
 from data.spec import load_data_spec
+from utils.config import DataConfig
 from utils.errors import DATA, UserError
 
 BCCD = Path(__file__).parents[2].parent / "shared" / "datasets" / "bccd"
@@ -412,3 +414,28 @@ def test_paths_and_categories_in_errors_are_cut(root):
     (root / "a.json").write_text(json.dumps({"images": [], "categories": categories}), encoding="utf-8")
     message = error_of(spec_of, root, f"train: a.json\nnames: [{LONG}]")
     assert len(message) < 10_000 and message.endswith(" and 100 more")
+
+
+def test_pictures_that_are_cut_short_are_left_out_where_faults_are_skipped(tmp_path):
+    """Their header is fine, so only a full decode tells."""
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 3)).astype(np.uint8)
+    for number in range(3):
+        path = tmp_path / "images" / f"{number}.jpg"
+        Image.fromarray(noise).save(path)
+        (tmp_path / "labels" / f"{number}.txt").write_text(
+            "0 0.5 0.5 0.5 0.5\n" * (number == 1) + "0 .5 .5 .1 .1\n"
+        )
+    path = tmp_path / "images" / "1.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    (tmp_path / "d.yaml").write_text("train: images\nval: images\nnames: [a]\n")
+    spec, cfg = load_data_spec(tmp_path / "d.yaml"), DataConfig(label_errors="skip")
+    index, report = load_sound_split(spec, "train", cfg)
+    assert [path_of(index, i).name for i in range(2)] == ["0.jpg", "2.jpg"]
+    assert (report.num_pictures, report.num_left_out, report.num_boxes) == (2, 1, 2)
+    assert index.offsets.tolist() == [0, 1, 2] and len(index.boxes) == len(index.areas) == 2
+    for number in (0, 2):
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match="not one picture can be read"):
+        load_sound_split(spec, "train", cfg)
