@@ -43,7 +43,6 @@ from utils.errors import DATA, NotFoundError, UserError
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_CLASSES = 100_000
 SHOWN_REPEATED = 5
-EMPTY = (None, "", [])  # entries of splits that are not there
 COLUMNS = {"stats": Column("int64", ("files", 3)), "text": Column("uint8", ("bytes",))}  # of a cache entry
 
 
@@ -55,7 +54,7 @@ def load_data_spec(path: str | Path, *, root: str | Path = DATA_ROOT, single_cls
     """
     yaml = find_data_yaml(path)
     content = _read_content(yaml)
-    splits = {key: _read_entries(yaml, key, content[key]) for key in SPLITS if content.get(key) not in EMPTY}
+    splits = {key: _read_entries(yaml, key, content[key]) for key in SPLITS if not _is_absent(key, content)}
     if not splits:
         text = (
             f"none of the keys {', '.join(SPLITS)} is there; each names a folder, a list file or a JSON file"
@@ -80,6 +79,11 @@ def load_data_spec(path: str | Path, *, root: str | Path = DATA_ROOT, single_cls
     if spec.format == "yolo":
         spec = spec._replace(row_rule=read_row_rule(yaml, content))
     return spec if single_cls else _with_names(spec, content)
+
+
+def _is_absent(key: str, content: dict) -> bool:
+    """Whether the YAML has no such split; exports may leave the entry of ``test`` empty."""
+    return content.get(key) is None or (key == "test" and content[key] in ("", []))
 
 
 def _read_content(yaml: Path) -> dict:

@@ -78,7 +78,7 @@ def test_a_test_split_that_is_not_there_does_not_stand_against_training(root, mo
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize("spoil", [*SPOILT, named_empty])
+@pytest.mark.parametrize("spoil", SPOILT)
 def test_training_needs_train_and_val(root, monkeypatch, capsys, spoil, split):
     spoil(root, split)
     code, shown = check(root, monkeypatch, capsys)
