@@ -19,6 +19,7 @@ from data.index import Found, path_of
 from utils.files import open_regular
 
 FILES = 400  # label files of a split that are looked at, evenly spread
+FEW_UNLISTED = 0.01  # share of pictures that is only noted
 ENOUGH = 20  # rows: fewer say nothing
 NO_LABELS = ("classes.txt", "labels.txt", "names.txt", "notes.txt", "readme.txt", "requirements.txt")
 SUFFIX = {"yolo": ".txt", "voc": ".xml"}
@@ -48,6 +49,8 @@ def find_hints(spec: DataSpec, founds: Mapping[str, Found]) -> list[Finding]:
         hints += _hint_classes(np.concatenate([rows.values[:, 0] for rows in sample.values()]), spec, founds)
     if spec.format in SUFFIX:
         hints += find_orphans(spec, founds)
+    if spec.format == "coco":
+        hints += find_unlisted(spec, founds)
     return hints
 
 
@@ -75,6 +78,31 @@ def _hint_classes(classes: np.ndarray, spec: DataSpec, founds: Mapping[str, Foun
         text = f"class 0 ({names[0]}) is never used, all others are: were the labels written from 1?"
         return [Finding("warning", "class-0-unused", "", 0, text, f"look at some pictures; {remedy}")]
     return []
+
+
+def find_unlisted(spec: DataSpec, founds: Mapping[str, Found]) -> list[Finding]:
+    """Pictures in the folders of the splits that no JSON file lists.
+
+    Only where all splits of the YAML were read: splits may share a folder.
+    """
+    if founds.keys() != spec.splits.keys():
+        return []
+    listed = {
+        str(path_of(found.index, i)) for found in founds.values() for i in range(len(found.index.paths))
+    }
+    folders = sorted({os.path.dirname(path) for path in listed})
+    paths = [f"{folder}{os.sep}{name}" for folder in folders for name in _list(folder)]
+    places = [
+        Problem(path, 0, "no JSON file lists this picture", "unlisted")
+        for path in paths
+        if path.lower().endswith(SUFFIXES) and path not in listed
+    ]
+    if not places:
+        return []
+    severity = "warning" if len(places) > FEW_UNLISTED * len(listed) else "note"
+    text = f"pictures that no JSON file lists (not used): {len(places)}, beside {len(listed)} that are listed"
+    remedy = "export the labels again, or move these pictures elsewhere, if they are not meant"
+    return [Finding(severity, "unlisted", "", len(places), text, remedy, tuple(places))]
 
 
 def find_orphans(spec: DataSpec, founds: Mapping[str, Found]) -> list[Finding]:

@@ -9,10 +9,11 @@ from PIL import Image
 from pycocotools import mask
 
 from data.doctor.diagnosis import diagnose
+from data.doctor.hints import find_hints
 from data.formats.coco import read_categories
 from data.formats.coco_values import Fault, Ids, read_box
 from data.formats.sources import format_classes
-from data.index import load_split, path_of
+from data.index import load_split, path_of, read_split
 from data.spec import load_data_spec
 from tests.data.test_formats import (
     IDS,
@@ -623,6 +624,21 @@ def test_one_file_of_another_unit_is_left_out_alone(root):
     index, report = load(yaml, label_errors="skip")
     assert [path_of(index, i).stem for i in range(len(index.sizes))] == ["b"]
     assert (len(index.boxes), report.num_left_out) == (1, 1)
+
+
+@pytest.mark.parametrize(("count", "severity"), [(0, ""), (1, "note"), (2, "warning")])
+def test_pictures_that_no_file_lists_are_counted_and_named(root, count, severity):
+    content = coco_content() | {"images": [{"id": n, "file_name": f"{n}.png"} for n in range(100)]}
+    for number in range(100 + count):
+        shutil.copy(root / "images" / "a.png", root / "images" / f"{number}.png")
+    for stem in "abc":
+        (root / "images" / f"{stem}.png").unlink()
+    spec = load_data_spec(write_coco(root, content | {"annotations": []}))
+    found = find_hints(spec, {"train": read_split(spec, "train")})
+    assert [finding.severity for finding in found] == [severity] * (count > 0)
+    assert [place.path for finding in found for place in finding.places] == [
+        str(root / "images" / f"{100 + number}.png") for number in range(count)
+    ]
 
 
 # masks
