@@ -7,12 +7,15 @@ if __name__ == "__main__":
 
 import argparse
 import itertools
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from data.doctor.unread import OTHER_PICTURES
 from data.formats.globbing import find_matching
 from data.formats.listing import SUFFIXES, read_list, walk_pictures
 from data.images import decode_image, is_deep
@@ -96,10 +99,21 @@ def _listed_pictures(path: Path) -> list[Path]:
     """The pictures of a folder, sorted, or of a list file, in its order."""
     try:
         if path.is_dir():
+            if left := describe_left_out(path):
+                print(left)
             return sorted(map(Path, walk_pictures(path)))
         return list(map(Path, read_list(path, path.parent)))
     except UserError as error:
         raise UserError(f"--source {error}", error.code) from error
+
+
+def describe_left_out(folder: Path) -> str:
+    """One line that counts the pictures of formats that are not read; '' where there are none."""
+    counts = Counter(os.path.splitext(path)[1] for path in walk_pictures(folder, OTHER_PICTURES))
+    if not counts:
+        return ""
+    shown = ", ".join(f"{count} {printable(ending)}" for ending, count in sorted(counts.items()))
+    return f"left out: {shown}: formats that are not read; convert them to PNG or JPEG"
 
 
 def check_classes(classes: list[int] | None, names: tuple[str, ...]) -> None:

@@ -25,7 +25,7 @@ from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from data import jpeg, tiff
 from data.pixels import AS_STORED, Pixels, check_bands, choose_bands, to_eight_bits
@@ -33,7 +33,20 @@ from utils.errors import DATA, UserError
 from utils.files import open_regular
 
 MAX_PIXELS = 200_000_000
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF")  # none that starts other programs
+ENDINGS = {  # of each format that is read; none of them starts other programs
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "GIF": (".gif",),
+    "AVIF": (".avif",),
+}
+if not features.check("avif"):  # Pillow before 11.3, or built without it
+    del ENDINGS["AVIF"]
+FORMATS = tuple(ENDINGS)
+SUFFIXES = tuple(ending for endings in ENDINGS.values() for ending in endings)  # lower case
 ORIENTATION = 0x0112  # EXIF tag
 # Orientation is applied by us on every path, so that header and pixels cannot disagree.
 CV2_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION

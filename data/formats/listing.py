@@ -7,11 +7,10 @@ from functools import cache
 from io import TextIOWrapper
 from pathlib import Path
 
+from data.images import SUFFIXES
 from utils.errors import DATA, UserError
 from utils.files import open_regular
 from utils.wording import printable, show_value
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 EXPORT = "export the labels as YOLO, COCO or VOC, and name what comes of it"
 ARCHIVE = "an archive; unpack it, and name the folder of its pictures"

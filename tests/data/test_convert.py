@@ -369,7 +369,7 @@ def test_pictures_that_would_share_a_label_file_are_refused_with_both_paths(root
     assert_same(read(root), read(root.parent / "out"))
 
 
-@pytest.mark.parametrize("file", ["a.jfif", ".a.png", ".x/a.png"])
+@pytest.mark.parametrize("file", ["a.jp2", ".a.png", ".x/a.png"])
 def test_pictures_that_a_folder_would_not_show_are_refused(root, file):
     spec = make(root, {file: ((6, 8), [box(1, 1, 2, 2)])})
     for format in ("yolo", "voc"):

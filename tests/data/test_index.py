@@ -171,7 +171,7 @@ def test_any_label_bytes_load_or_are_user_errors(root, content):
 
 def test_folders_are_searched_to_any_depth_and_sorted(root):
     names = ["b.JPG", "a.jpeg", "deep/er/x.png", "c.bmp", "d.tif", "e.TIFF", "f.webp", "g.ppm", "h.pgm"]
-    for name in [*names, "i.dng", "k.gif", "notes.txt", ".hidden.png", ".cache/l.png"]:
+    for name in [*names, "i.dng", "k.jp2", "notes.txt", ".hidden.png", ".cache/l.png"]:
         path = root / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

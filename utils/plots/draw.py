@@ -6,6 +6,7 @@ red and without green cones.
 """
 
 import unicodedata
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
@@ -46,18 +47,33 @@ def as_array(values) -> np.ndarray:
 
 
 def display_text(text: str) -> str:
-    """The text without control characters and without those the font has no glyph for; spaces collapsed."""
-    known = _glyphs()
-    kept = (c if not c.isspace() else " " for c in str(text))
-    kept = (c for c in kept if unicodedata.category(c)[0] != "C" and ord(c) in known)
-    return " ".join("".join(kept).split())
+    """The text, spaces collapsed; what the font lacks is spelled out, as ``\\u7ea2``, never left out."""
+    known, text = _glyphs(), " ".join(str(text).split())
+    return "".join(
+        c if ord(c) in known and unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 def display_name(label: int, names) -> str:
-    """A class's name, cut to 32 characters; ``class 7`` where it has none or the font no glyph of it."""
-    name = display_text(names[int(label)][: 8 * NAME_LENGTH]) if 0 <= int(label) < len(names) else ""
-    short = name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1].rstrip() + "…"
-    return short or f"class {int(label)}"
+    """A class's name, cut to 32 characters; ``class 7`` where it has none.
+
+    Its number stands before it where another class would be drawn alike.
+    """
+    shown = _shown_names(tuple(names))
+    return shown[int(label)] if 0 <= int(label) < len(shown) else f"class {int(label)}"
+
+
+@lru_cache(maxsize=4)
+def _shown_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    cut = [_cut(display_text(name[: 8 * NAME_LENGTH]), NAME_LENGTH) for name in names]
+    short = [name or f"class {label}" for label, name in enumerate(cut)]
+    counts = Counter(short)
+    return tuple(name if counts[name] == 1 else f"{label}: {name}" for label, name in enumerate(short))
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def draw_boxes(

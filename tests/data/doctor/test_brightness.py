@@ -117,7 +117,7 @@ def test_pages_bands_and_frames_are_counted(check):
         assert ("10 pages", "8 bands")[number] in found.places[-1].text
 
 
-@pytest.mark.parametrize("kind", ["WEBP", "PNG", "MPO"])
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "MPO"])
 def test_further_frames_are_counted(check, kind):
     frames, buffer = [Image.fromarray(noise(0, 256, seed).astype("u1")) for seed in range(3)], io.BytesIO()
     frames = [frame.convert("RGB") for frame in frames]

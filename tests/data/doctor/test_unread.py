@@ -36,7 +36,7 @@ CASES = [
     ([*PLAIN, "labels/a.TXT"], []),  # a.txt is read
     ([*PLAIN, "images/c.jpg", "annotations/c.xml"], [("label-unread", 1)]),
     ([*PLAIN, "images/c.jpg", "Annotations/c.xml", "Annotations/a.xml"], [("label-unread", 1)]),
-    ([*PLAIN, "images/c.gif", "images/deep/d.heic", "images/.hidden.gif"], [("picture-unread", 2)]),
+    ([*PLAIN, "images/c.jp2", "images/deep/d.heic", "images/.hidden.gif"], [("picture-unread", 2)]),
 ]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from utils.plots.curves import plot_labels, plot_pr_curves, plot_table
-from utils.plots.draw import PALETTE, class_colour, display_name, display_text, draw_boxes, ink_on
+from utils.plots.draw import PALETTE, class_colour, display_name, draw_boxes, ink_on
 from utils.plots.grid import save_grid
 
 GREY = 128
@@ -113,14 +113,43 @@ def test_tiny_pictures_and_degenerate_boxes(size):
     assert drawn.shape == (*size, 3) and painted(drawn).any()
 
 
-def test_names_keep_what_the_font_can_draw():
-    assert display_text("hot\ndog\x00\x1b \t🙂") == "hot dog"
-    assert display_name(0, ["машина ñ β"]) == "машина ñ β"
-    assert display_name(1, ["", "猫"]) == display_name(1, []) == "class 1"
-    assert display_name(0, ["猫 cat"]) == "cat"
-    assert len(display_name(0, ["long " * 99])) == 32
-    assert display_name(0, ["\x1b[2J\u202e\ud800cat$"]) == "[2Jcat$"
-    assert display_name(0, ["\0" * 10**8 + "cat"]) == "class 0"  # at once: only the start is looked at
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("машина ñ β", "машина ñ β"),
+        ("猫 cat", r"\u732b cat"),
+        ("L型扳手", r"L\u578b\u6273\u624b"),
+        ("a🙂", r"a\U0001f642"),
+        ("hot\ndog\x00\x1b \t", r"hot dog\x00\x1b"),
+        ("\x1b[2J\u202e\ud800cat$", r"\x1b[2J\u202e\ud800cat$"),
+        ("", "class 0"),
+        (" \n", "class 0"),
+        ("long " * 99, "long long long long long long l…"),
+    ],
+)
+def test_names_are_drawn_whole_or_spelled_out(name, shown):
+    assert display_name(0, [name]) == shown and len(shown) <= 32
+    assert display_name(1, [name]) == "class 1"
+
+
+def test_a_name_of_a_hundred_million_characters_takes_no_time():
+    assert display_name(0, ["\0" * 10**8 + "cat"]).startswith(r"\x00")  # only the start is looked at
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["L型扳手", "L型螺丝"],
+        ["红细胞 (RBC, old)", "红细胞", "class 1"],
+        ["long " * 20 + "a", "long " * 20 + "b"],
+        ["红细胞" * 9 + "甲", "红细胞" * 9 + "乙"],
+        ["cat", "cat ", " cat"],
+        ["", "class 0", "a\u200b", "a"],
+    ],
+)
+def test_no_two_classes_are_drawn_alike(names):
+    shown = [display_name(label, names) for label in range(len(names))]
+    assert len(set(shown)) == len(names)
 
 
 def test_non_ascii_names_differ_in_the_picture():
