@@ -314,12 +314,20 @@ def num_updates(cfg: Config, data: Data) -> int:
     return -(-len(data.train) // cfg.train.accumulation) * cfg.train.epochs
 
 
+def write_missing_form(run: Run) -> None:
+    """best.safetensors from best.pt, where a run goes on that began before there was one, or lost it."""
+    best, epoch = run.folder / "weights" / "best.pt", run.state.best["epoch"]
+    if epoch > 0 and not run.saver.lacks("best.pt") and epoch_of(best.with_suffix(".safetensors")) != epoch:
+        run.saver.save("best.safetensors", load_checkpoint(best))
+
+
 def describe_run(run: Run, *, plots: bool) -> None:
     """Print what is about to run, write what it is run with, and draw the labels and the first batch."""
     cfg, model, shape = run.cfg, run.state.model, run.shape
     precision = autocast_dtype(cfg.train.amp, run.device) or torch.float32
     precision = str(precision).removeprefix("torch.")
     tidy(run.folder / "weights")
+    write_missing_form(run)
     session = describe_session(
         sys.argv,
         run.settings,

@@ -252,13 +252,17 @@ def end_epoch(run: Run) -> tuple[dict, list[dict], dict]:
 
 
 def save_epoch(run: Run, *, last: bool) -> None:
-    """best.pt if the epoch is the best, last.pt if ``last``, epoch<N>.pt by --save-period. A collective."""
+    """best.pt, best.safetensors if the epoch is the best; last.pt if ``last``; epoch<N>.pt by --save-period.
+
+    A collective.
+    """
     state, period, content = run.state, run.cfg.train.save_period, run.to_plain()
     if distributed.rank() > 0:
         return
     if state.best["epoch"] == state.epoch:
         best = {"ema": state.ema.model.state_dict(), "epoch": state.epoch, "best": state.best}
         run.saver.save("best.pt", best)
+        run.saver.save("best.safetensors", best)
     if last:
         run.saver.save("last.pt", content)
     if period > 0 and state.epoch % period == 0:
@@ -312,9 +316,11 @@ def finish(run: Run, *, plots: bool) -> None:
             write_metrics(run.folder, result, measurement)  # last: by it the run is known to be finished
 
         run.saver.attempt("metrics.json, pictures", write)
+    given_on = weights.with_suffix(".safetensors")
     print(
         f"\nresults: {run.folder}\n"
-        f"to detect:             python detect.py --weights {weights} --source <pictures>\n"
+        + (f"to give on:            {given_on}\n" if given_on.exists() and name == "best.pt" else "")
+        + f"to detect:             python detect.py --weights {weights} --source <pictures>\n"
         f"to train on your data: python train.py --data <your data.yaml> --cfg n --epochs 100\n"
         f"{run.summary()}"
     )

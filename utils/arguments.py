@@ -91,7 +91,7 @@ def val_parser() -> argparse.ArgumentParser:
     """Flags of val.py."""
     parser = argparse.ArgumentParser(description="Measure a detector by COCO's metrics.")
     add = parser.add_argument
-    add("--weights", required=True, metavar="PT", help="best.pt or last.pt of a run")
+    add("--weights", required=True, metavar="PT", help="best.safetensors, best.pt or last.pt of a run")
     add("--data", metavar="YAML", help="data set (default: that of the training)")
     add_data_flags(parser)
     add_imgsz(parser)
@@ -121,7 +121,7 @@ def detect_parser() -> argparse.ArgumentParser:
     """Flags of detect.py."""
     parser = argparse.ArgumentParser(description="Find objects in pictures.")
     add = parser.add_argument
-    add("--weights", required=True, metavar="PT", help="best.pt or last.pt of a run")
+    add("--weights", required=True, metavar="PT", help="best.safetensors, best.pt or last.pt of a run")
     add("--source", required=True, help="picture, folder, glob, or list file (.txt)")
     add_imgsz(parser)
     add("--conf-thres", type=float, metavar="X", help=_about("val.detect_conf"))
