@@ -97,8 +97,9 @@ def go_on(folder: Path, *flags, **options) -> Ended:
 
 
 def read_weights(folder: Path, name: str = "last.pt") -> dict:
-    """A checkpoint as it lies on the disk."""
-    return torch.load(folder / "weights" / name, weights_only=True)
+    """A checkpoint as it lies on the disk, without its digest, which is of the times in it, too."""
+    content = torch.load(folder / "weights" / name, weights_only=True)
+    return {key: value for key, value in content.items() if key != "digest"}
 
 
 def read_rows(folder: Path, name: str = "results.csv") -> list[dict[str, str]]:
