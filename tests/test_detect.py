@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from data.images import decode_image
-from detect import find_pictures
+from detect import describe_left_out, find_pictures
 from inference import load_detector
 from utils.errors import DATA, UserError, run_main
 
@@ -233,3 +233,13 @@ def test_a_working_folder_that_is_gone_is_one_line(tmp_path, monkeypatch, capfd)
         run_main(lambda: pytest.fail("it was run"))
     assert ended.value.code == 2
     assert capfd.readouterr().err.startswith("error: the working directory is gone")
+
+
+def test_folders_are_searched_for_all_that_is_read_and_the_rest_is_counted(tmp_path):
+    names = ["a.JPG", "b.jfif", "c.jpe", "d.gif", "e.avif", "f.dib", "g.pnm", "h.MPO"]
+    for name in [*names, "i.HEIC", "k.heic", "l.jp2", "notes.txt", "m.json", ".hidden.heic"]:
+        (tmp_path / name).touch()
+    assert [path.name for path in find_pictures(str(tmp_path))] == names
+    assert describe_left_out(tmp_path).startswith("left out: 1 .HEIC, 1 .heic, 1 .jp2: formats")
+    (tmp_path / "empty").mkdir()
+    assert describe_left_out(tmp_path / "empty") == ""
