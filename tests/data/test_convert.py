@@ -56,7 +56,7 @@ def make(root, pictures, *, names=("a", "b"), ids=(3, 70), split="train"):
     for number, (file, ((height, width), rows)) in enumerate(pictures.items(), 11):
         path = root / "images" / split / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        kind = {".jfif": "JPEG"}.get(path.suffix)
+        kind = {".jfif": "JPEG", ".jp2": "PNG"}.get(path.suffix)
         Image.new("1" if path.suffix == ".png" else "L", (width, height)).save(path, kind)
         images.append({"id": number, "file_name": file})
         for label, (left, top, right, bottom), ignore, area in rows:
