@@ -1,5 +1,6 @@
 """Files of a user's, of which a hostile one may be a pipe or a device; names that fit a disk."""
 
+import codecs
 import hashlib
 import os
 import stat
@@ -19,6 +20,19 @@ def open_regular(path: str | Path, *, most: float = float("inf")) -> BinaryIO:
     if state.st_size > most:
         raise ValueError(f"{state.st_size:,} bytes are more than the limit of {most:,}")
     return open(path, "rb")
+
+
+def plain_text(data: bytes) -> bytes:
+    """The bytes of a text file as UTF-8 without a byte order mark; Windows' shells write UTF-16 with one.
+
+    What begins with such a mark, but is no UTF-16, stays as it is.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return data.decode("utf-16").encode()
+        except UnicodeError:
+            return data
+    return data.removeprefix(codecs.BOM_UTF8)
 
 
 def fit_name(name: str, most: int) -> str:

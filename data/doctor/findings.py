@@ -57,6 +57,10 @@ KINDS = {
         "export the labels again, or put the original pictures back",
     ),
     "image entry": ("pictures that are listed wrongly", "mend these entries of `images`"),
+    "keypoint columns": (
+        "label rows that are not as kpt_shape says",
+        "mend kpt_shape (or flip_idx) in the YAML, or these rows",
+    ),
     "id": ("annotations without a proper image_id", "write the id of their picture"),
     "no picture": ("annotations of pictures that are not listed", "delete them, or list their pictures"),
     "bbox": ("annotations without a proper bbox", "write x, y, width, height in px, or a segmentation"),

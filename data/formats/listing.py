@@ -4,12 +4,11 @@ import itertools
 import os
 from collections.abc import Iterator
 from functools import cache
-from io import TextIOWrapper
 from pathlib import Path
 
 from data.images import SUFFIXES
 from utils.errors import DATA, UserError
-from utils.files import open_regular
+from utils.files import open_regular, plain_text
 from utils.wording import printable, show_value
 
 EXPORT = "export the labels as YOLO, COCO or VOC, and name what comes of it"
@@ -116,10 +115,10 @@ def _check_looks_like_list(path: Path, lines: list[str]) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, stripped, without empty ones. A line with a NUL is an error."""
+    """The lines of UTF-8 (or marked UTF-16) text, stripped, without empty ones. A NUL is an error."""
     try:
         with open_regular(path) as file:
-            lines = TextIOWrapper(file, encoding="utf-8-sig").read().splitlines()
+            lines = plain_text(file.read()).decode().splitlines()
     except (OSError, ValueError) as error:  # ValueError: a pipe, or not UTF-8
         text = f"{path}: cannot read this as a list of pictures (UTF-8, one path a line): {error}"
         raise UserError(text, DATA) from error

@@ -8,10 +8,12 @@ import math
 from typing import NamedTuple
 
 from data.formats.problems import Problem
+from utils.files import plain_text
 
 BOX_COLUMNS = 5
 MIN_POLYGON_COLUMNS = 7  # class and three points
 SHOWN_CHARACTERS = 40
+KITTI_COLUMNS = (15, 16)  # without and with a score
 
 
 class RowRule(NamedTuple):
@@ -42,10 +44,11 @@ class ParsedRows(NamedTuple):
 def parse_labels(data: bytes, path: str, rule: RowRule = UNSAID) -> ParsedRows:
     """Split a label file into rows of numbers."""
     rows, lines, problems = [], [], []
+    data = plain_text(data)
     if b"\0" in data:
-        text = "binary data or UTF-16, not a plain text file"
+        text = "binary data, not a plain text file"
         return ParsedRows(rows, lines, [Problem(path, 0, text, "label file")])
-    for line, text in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+    for line, text in enumerate(data.splitlines(), 1):
         tokens = text.split()
         if not tokens:
             continue
@@ -78,7 +81,7 @@ def box_of(row: list[float], rule: RowRule) -> list[float]:
 def _long_fault(row: list[float], rule: RowRule) -> tuple[str, str] | None:
     """Text and kind of the fault of a row that is no plain box."""
     if not rule.allows(len(row)):
-        return _explain_columns(len(row), rule), "columns"
+        return _explain_columns(len(row), rule), "keypoint columns" if rule.pose_columns else "columns"
     # keypoints are not read, so what they hold is no fault of the box's
     read = row[:BOX_COLUMNS] if rule.pose_columns else row
     wrong = next((column for column, value in enumerate(read) if not math.isfinite(value)), None)
@@ -90,7 +93,10 @@ def _long_fault(row: list[float], rule: RowRule) -> tuple[str, str] | None:
 def _explain_columns(count: int, rule: RowRule) -> str:
     if rule.pose_columns:
         wanted = " or ".join(map(str, rule.pose_columns))
-        return f"{count} columns, not 5 (class cx cy w h) nor {wanted}, as {rule.source} in the YAML says"
+        text = f"{count} columns, not 5 (class cx cy w h) nor {wanted}, as {rule.source} in the YAML says"
+        more = count - BOX_COLUMNS
+        fitting = " or ".join(f"[{more // dims}, {dims}]" for dims in (3, 2) if more > 0 and not more % dims)
+        return text + (f"; kpt_shape: {fitting} would fit" if fitting else "")
     text = (
         f"{count} columns, not 5 (class cx cy w h) nor a polygon of 3 or more points (class x1 y1 x2 y2 ...)"
     )
@@ -110,11 +116,17 @@ def _explain_columns(count: int, rule: RowRule) -> str:
 def _explain_text(text: bytes, tokens: list[bytes]) -> tuple[str, str]:
     """The text and the kind of the problem."""
     if b"," in text or b";" in text:
+        if 8 <= text.count(b",") + 1 - text.rstrip().endswith(b",") <= 10 and len(tokens) == 1:
+            hint = "left, top, width, height, score, class, ... in px, as VisDrone has them?"
+            return f"{_show(text)}: {hint} Convert them to YOLO, COCO or VOC", "separator"
         return (
             f"{_show(text)} has commas or semicolons; YOLO labels need spaces and decimal points",
             "separator",
         )
     wrong = next(index for index, token in enumerate(tokens) if not _is_number(token))
+    if wrong == 0 and len(tokens) in KITTI_COLUMNS:
+        hint = "Convert them to YOLO, COCO or VOC"
+        return f"class {_show(tokens[0])} and {len(tokens) - 1} numbers, as KITTI has them? {hint}", "class"
     if wrong == 0:
         hint = "not a whole number; labels hold the index of the class in names"
         return f"class {_show(tokens[0])} is {hint}", "class"

@@ -22,6 +22,7 @@ from tests.data.test_formats import (
     write_voc,
     xml_of,
 )
+from utils.errors import UserError
 
 SIZES = np.array([[50, 30]])
 ROWS = [  # (row of a YOLO file, text)
@@ -117,7 +118,10 @@ file_like = st.binary() | st.text().map(str.encode) | st.lists(row_like).map("\n
 def test_fuzzed_label_files(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "fuzzed.txt"
     path.write_bytes(data)
-    raw = read_labels([str(path)], SIZES, ("a", "b"))
+    try:
+        raw = read_labels([str(path)], SIZES, ("a", "b"))
+    except UserError:  # as a whole they are of another task or unit: one row may look like a pose's
+        return
     for policy in ("stop", "clip"):
         kept = clean_labels(raw, SIZES, policy=policy)
         assert (kept.boxes >= 0).all() and (kept.boxes <= [30, 50, 30, 50]).all()
@@ -152,7 +156,6 @@ json_like = st.recursive(
 def test_fuzzed_json_is_read_or_refused(tmp_path_factory, key, field, value):
     from data.formats.coco import list_pictures, read_categories, read_json
     from data.formats.coco import read_labels as read_annotations
-    from utils.errors import UserError
 
     content = coco_content()
     content[key][0][field] = value

@@ -47,6 +47,7 @@ SPELLINGS = {
     "mixed separators": "images/train\\a.jpg\nimages\\train/b.jpg\n",
     "dot": "./images/train/a.jpg\n./images/train/b.jpg\n",
     "mark and blank lines": "\ufeffimages/train/a.jpg\n\n  \nimages/train/b.jpg  \n\n",
+    "utf-16": "images\\train\\a.jpg\r\nimages\\train\\b.jpg\r\n".encode("utf-16"),
     "quotes": "\"images/train/a.jpg\"\n'images\\train\\b.jpg'\n",
     "comments": "# pictures\nimages/train/a.jpg\n#images/train/c.jpg\nimages/train/b.jpg\n",
     "twice": "images/train/a.jpg\nimages/train/b.jpg\nimages\\train\\a.jpg\n./images/train/a.jpg\n",
@@ -116,7 +117,7 @@ WRONG = [
     ("train.txt", '{"images": []}', "this is no list of pictures"),
     ("train.txt", "", "split 'train' has no pictures"),
     ("train.txt", "# nothing\n\n", "split 'train' has no pictures"),
-    ("train.txt", "a.jpg\n".encode("utf-16"), "UTF-8"),
+    ("train.txt", b"\xff\xfea\0\n", "cannot read this as a list of pictures (UTF-8"),
     ("train.txt", b"\xff\n", "cannot read this as a list of pictures (UTF-8"),
 ]
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from data.formats.labels import LabelReport, clean_labels, format_report
 from data.formats.problems import Problem, check_problems
 from data.formats.yolo import label_paths_of, parse_labels, read_labels
+from data.formats.yolo_rows import RowRule
 from utils.errors import DATA, UserError
 
 HEIGHT, WIDTH, NAMES = 100, 200, ("a", "b", "c")
@@ -63,8 +64,22 @@ def test_polygon_becomes_its_bounding_box():
     assert found.labels.tolist() == [1]
 
 
-def test_byte_order_mark_is_read_over():
-    assert parse_labels("\ufeff0 .5 .5 .1 .1".encode(), "l.txt")[0] == [[0, 0.5, 0.5, 0.1, 0.1]]
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_byte_order_mark_is_read_over(encoding):
+    text = "\ufeff" * (encoding == "utf-16-be") + "0 .5 .5 .1 .1\r\n"
+    assert parse_labels(text.encode(encoding), "l.txt")[0] == [[0, 0.5, 0.5, 0.1, 0.1]]
+
+
+@pytest.mark.parametrize(
+    ("count", "fitting"),
+    [(56, "[17, 3]"), (17, "[4, 3] or [6, 2]"), (9, "[2, 2]"), (6, ""), (4, "")],
+)
+def test_a_wrong_shape_of_keypoints_names_the_one_that_fits(count, fitting):
+    row = " ".join(["0", ".5", ".5", *[".1"] * (count - 3)])
+    rule = RowRule((39,), source="kpt_shape: [17, 2]")
+    (problem,) = parse_labels(row.encode(), "l.txt", rule).problems
+    assert problem.kind == "keypoint columns" and "nor 39, as kpt_shape" in problem.text
+    assert problem.text.endswith(f"; kpt_shape: {fitting} would fit" if fitting else "in the YAML says")
 
 
 def test_class_written_as_float_is_fine():
@@ -98,8 +113,11 @@ def test_class_written_as_float_is_fine():
         ("0 .5 .5 .1 1O", "column 5, '1O', is not a number"),
         ("0 .5 .5 .1 0_1", "column 5, '0_1', is not a number"),
         (b"0 \xff\xfe .5 .1 .1", r"column 2, '\\xff\\xfe', is not a number"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0", "binary data or UTF-16"),
-        ("0 .5 .5 .1 .1\n".encode("utf-16"), "binary data or UTF-16"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0", "binary data, not a plain text file"),
+        (b"\xff\xfe0\0 ", "binary data"),  # half a character of UTF-16
+        ("98,53,18,24,1,4,0,0", "left, top, width, height, score, class, ... in px, as VisDrone has them?"),
+        ("98,53,18,24,1,4,0,0,", "as VisDrone has them?"),
+        ("Car 0 0 -1.5 98.0 53.0 116.0 77.0 1.5 1.6 3.9 1.0 1.5 20.1 -1.6", "14 numbers, as KITTI has them?"),
         ("x" * 5000 + " .5 .5 .1 .1", "xxx...' is not a whole number"),
         # half width 0.1: right edge at 1.02, two hundredths outside
         (
