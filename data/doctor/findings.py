@@ -47,6 +47,14 @@ KINDS = {
         "label files in percent of the picture, not in px",
         "multiply x and width by the picture's width / 100, y and height by its height / 100",
     ),
+    "corners": (
+        "label files with corners, x1, y1, x2, y2, in place of x, y, width, height",
+        "width = x2 - x1, height = y2 - y1; or export them again",
+    ),
+    "centres": (
+        "label files with centres, cx, cy, in place of the upper left corner x, y",
+        "x = cx - width / 2, y = cy - height / 2; or export them again",
+    ),
     "negative": ("boxes of negative width or height", "check the order of the coordinates"),
     "outside": (
         "boxes that reach more than 1 % beyond their picture",

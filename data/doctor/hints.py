@@ -1,4 +1,4 @@
-"""Faults that many labels show together: corners in place of centre and size, classes counted from 1.
+"""Faults that many labels show together, as classes counted from 1.
 
 Also label files that belong to no picture. T rows of labels as written, class and four coordinates.
 """
@@ -14,7 +14,6 @@ from data.formats.listing import SUFFIXES
 from data.formats.problems import Problem
 from data.formats.sources import DataSpec
 from data.formats.yolo_rows import RowRule, box_of, parse_labels
-from data.formats.yolo_units import written_as_corners
 from data.index import Found, path_of
 from utils.files import open_regular
 
@@ -42,9 +41,6 @@ def find_hints(spec: DataSpec, founds: Mapping[str, Found]) -> list[Finding]:
         if rows.with_bom:
             text = f"label files that begin with a byte order mark (read all the same): {rows.with_bom}"
             hints.append(Finding("note", "bom", split, rows.with_bom, text))
-    if spec.format == "coco":
-        for split, found in founds.items():
-            hints += _hint_corners(_written_xywh(found), split, _count(found, "outside"))
     if sample:
         hints += _hint_classes(np.concatenate([rows.values[:, 0] for rows in sample.values()]), spec, founds)
     if spec.format in SUFFIX:
@@ -52,15 +48,6 @@ def find_hints(spec: DataSpec, founds: Mapping[str, Found]) -> list[Finding]:
     if spec.format == "coco":
         hints += find_unlisted(spec, founds)
     return hints
-
-
-def _hint_corners(values: np.ndarray, split: str, num_outside: int) -> list[Finding]:
-    values = values[np.isfinite(values).all(1)]
-    if not written_as_corners(values, num_outside):
-        return []
-    text = "the labels look like corners, x1 y1 x2 y2, where a position and a size are expected"
-    remedy = "w = x2 - x1, h = y2 - y1 (YOLO: cx = (x1 + x2) / 2, cy = (y1 + y2) / 2); or export them again"
-    return [Finding("error", "corners", split, 0, text, remedy)]
 
 
 def _hint_classes(classes: np.ndarray, spec: DataSpec, founds: Mapping[str, Found]) -> list[Finding]:
@@ -168,13 +155,3 @@ def _sample_rows(found: Found, rule: RowRule) -> Rows:
         files.append(path)
         with_bom += data.startswith(b"\xef\xbb\xbf")
     return Rows(np.array(rows, np.float64).reshape(-1, 5), tuple(files), with_bom)
-
-
-def _written_xywh(found: Found) -> np.ndarray:
-    """(T, 4) x, y, w, h in px."""
-    boxes = found.index.boxes
-    return np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
-
-
-def _count(found: Found, kind: str) -> int:
-    return sum(problem.kind == kind for problem in found.problems)

@@ -26,11 +26,14 @@ from data.formats.coco_values import (
 )
 from data.formats.labels import RawLabels
 from data.formats.problems import Problem
-from data.formats.units import unit_of
+from data.formats.units import xywh_unit
 from utils.errors import DATA, UserError
 from utils.wording import printable, show_value
 
 ROBOFLOW = "_annotations.coco.json"  # the name of its JSON, which lies among the pictures
+
+
+FORMS = {"corners": "corners x1, y1, x2, y2", "centres": "centres and sizes cx, cy, width, height"}
 
 
 class Categories(NamedTuple):
@@ -314,7 +317,9 @@ def read_labels(
 
 
 def leave_out_other_units(raw: RawLabels, pictures: CocoPictures, sizes: np.ndarray) -> RawLabels:
-    """``raw`` without the files whose boxes are not in px: one problem each. ``sizes`` (N, 2) height, width.
+    """``raw`` without the files whose boxes are no x, y, width, height in px: one problem each.
+
+    ``sizes`` (N, 2) height, width.
 
     Their pictures are left out, too: without their boxes they would count as background.
     """
@@ -323,13 +328,11 @@ def leave_out_other_units(raw: RawLabels, pictures: CocoPictures, sizes: np.ndar
     keep, problems, left_out = np.ones(len(raw.boxes), bool), [], raw.left_out.copy()
     for number, file in enumerate(files):
         rows = owner[raw.pictures] == number
-        unit = unit_of(raw.boxes[rows], sizes[raw.pictures[rows]][:, ::-1])
-        if unit:
-            most = raw.boxes[rows].max()
-            text = (
-                f"all {rows.sum()} boxes look like {unit} of the picture (largest value {most:.6g}), not px"
-            )
-            problems.append(Problem(file.path, 0, text, unit))
+        boxes = raw.boxes[rows]
+        unit, form = xywh_unit(boxes, sizes[raw.pictures[rows]][:, ::-1])
+        if unit or form:
+            text = f"all {rows.sum()} boxes look like " + _written(boxes, unit, form)
+            problems.append(Problem(file.path, 0, text, unit or form))
             keep &= ~rows
             left_out |= owner == number
     kept = np.flatnonzero(keep)
@@ -342,6 +345,14 @@ def leave_out_other_units(raw: RawLabels, pictures: CocoPictures, sizes: np.ndar
         problems=[*raw.problems, *problems],
         left_out=left_out,
     )
+
+
+def _written(boxes: np.ndarray, unit: str, form: str) -> str:
+    """How (T, 4) boxes, read from x, y, width, height, look to be written."""
+    most = max(boxes[:, :2].max(), (boxes[:, 2:] - boxes[:, :2]).max())
+    texts = [f"{unit} of the picture (largest value {most:.6g}), not px" if unit else ""]
+    texts += [f"{FORMS[form]}, not x, y, width, height" if form else ""]
+    return ", and like ".join(filter(None, texts))
 
 
 def _classes_of(

@@ -106,11 +106,14 @@ def _check_unit(values: np.ndarray, sizes: np.ndarray, path: str) -> None:
     if written == FRACTIONS:
         return
     what = "corners, x1 y1 x2 y2" if written.corners else "cx cy w h"
+    what = "the upper left corner and the size, x y w h," if written.upper_left else what
     remedy = "" if written.unit == FRACTIONS.unit else f"{REMEDY[written.unit]}; "
     if written.corners:
         remedy += (
             "then " * bool(remedy) + "cx = (x1 + x2) / 2, cy = (y1 + y2) / 2, w = x2 - x1, h = y2 - y1; "
         )
+    if written.upper_left:
+        remedy += "then " * bool(remedy) + "cx = x + w / 2, cy = y + h / 2; "
     shown = " ".join(_number(value) for value in values[0])
     raise UserError(
         f"the labels of this split look like {what} in {written.unit}, where YOLO has cx cy w h in fractions "

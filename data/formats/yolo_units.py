@@ -12,6 +12,8 @@ NEARLY_ALL = 0.99
 OUTSIDE = 0.1  # share of rows beyond the picture, read as centre and size, that betrays corners
 MANY_OUTSIDE = 0.25  # the same where nothing but the rows themselves is asked
 TIED = 0.9  # correlation of a corner with its opposite, which a centre and a size do not have
+SEVERAL = 3  # rows beyond the left or upper edge that make one ask for the upper left corner
+EXACT = 1e-3  # of the limit: right boxes keep within it
 OVER = 1.01  # boxes may reach so far beyond their limit
 REACH = 0.7  # of the limit that some box reaches in its unit
 LARGER = 1.3  # times the limit: pictures of which somewhere a box would lie beyond it, in pixels
@@ -26,12 +28,15 @@ REMEDY = {
     "percent or pixels": "divide all four by 100, or x and w by the picture's width, y and h by its height",
 }
 
+LIMITS = {"percent (0..100)": 100, "thousandths (0..1000)": 1000}
+
 
 class Written(NamedTuple):
     """How the boxes of a split are written."""
 
     unit: str  # a key of REMEDY
     corners: bool  # x1 y1 x2 y2, of four numbers that should be a centre and a size
+    upper_left: bool = False  # x y w h of the upper left corner
 
 
 def written_as_corners(values: np.ndarray, num_outside: int) -> bool:
@@ -65,9 +70,14 @@ def centres_unit(values: np.ndarray, sizes: np.ndarray) -> Written:
     # some annotators let boxes overshoot: corners, read as centre and size, do so in every third place
     num_outside = int(beyond.sum()) if beyond.mean() >= MANY_OUTSIDE else 0
     corners = written_as_corners(values, num_outside)
+    # a centre lies nearer to the right edge than half of a size now and then, a left upper corner never
+    ends = centre + 2 * half
+    upper_left = not corners and (half > centre * OVER + 0.01).any(1).sum() >= SEVERAL
     if not large:
-        return Written("fractions", corners)
-    return Written(find_unit(values[:, 2:] if corners else centre + half, sizes), corners)
+        return Written("fractions", corners, bool(upper_left and ends.max() <= 1 + EXACT))
+    unit = find_unit(values[:, 2:] if corners else centre + half, sizes)
+    limit = LIMITS.get(unit, sizes[:, ::-1])
+    return Written(unit, corners, bool(upper_left and (ends <= limit * (1 + EXACT)).all()))
 
 
 def find_unit(ends: np.ndarray, sizes: np.ndarray) -> str:
@@ -76,8 +86,7 @@ def find_unit(ends: np.ndarray, sizes: np.ndarray) -> str:
     in_pixels = (ends <= extents * OVER + 1).all(1).mean() >= NEARLY_ALL
     for limit, unit in (
         (1, "fractions"),
-        (100, "percent (0..100)"),
-        (1000, "thousandths (0..1000)"),
+        *((limit, unit) for unit, limit in LIMITS.items()),
     ):
         if ends.max() > limit * OVER:
             continue

@@ -615,6 +615,27 @@ def test_units_are_told_by_the_whole_file(root, scale, options, unit):
     assert not [finding for finding in found if finding.code in ("boxes-lost", "boxes-tiny", "empty")]
 
 
+@pytest.mark.parametrize(
+    ("form", "text", "remedy"),
+    [
+        ("corners", "look like corners x1, y1, x2, y2, not x, y, width, height", "width = x2 - x1"),
+        ("centres", "look like centres and sizes cx, cy, width, height", "x = cx - width / 2"),
+    ],
+)
+def test_corners_and_centres_are_told_by_the_whole_file(root, form, text, remedy):
+    yaml = write_units(root, (1, 1))
+    content = json.loads((root / "a.json").read_text())
+    for row in content["annotations"]:
+        x, y, width, height = row["bbox"]
+        corner, centre = [x, y, x + width, y + height], [x + width / 2, y + height / 2, width, height]
+        row["bbox"] = corner if form == "corners" else centre
+    (root / "a.json").write_text(json.dumps(content))
+    for policy in ("stop", "skip", "clip"):
+        assert f"a.json: all 40 boxes {text}" in error_of(yaml, label_errors=policy)
+    found = diagnose(load_data_spec(yaml), load_config().config, splits=["train"]).findings
+    assert (found[0].severity, found[0].code) == ("error", form) and remedy in found[0].remedy
+
+
 def test_one_file_of_another_unit_is_left_out_alone(root):
     write_units(root, (1 / 640, 1 / 480))
     first = json.loads((root / "a.json").read_text())

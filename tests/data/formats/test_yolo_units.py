@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.formats.units import unit_of
+from data.formats.units import unit_of, xywh_unit
 from data.formats.yolo import read_labels
 from data.formats.yolo_units import FEW, Written, centres_unit
 from data.index import read_split
@@ -47,6 +47,43 @@ def test_the_unit_of_centres(unit, as_corners, count):
     values = fractions(count, count)
     written = (corners(values) if as_corners else values) * SCALES[unit]
     assert centres_unit(written, sizes(count)) == Written(unit, as_corners)
+
+
+@pytest.mark.parametrize("unit", list(SCALES)[:4])
+@pytest.mark.parametrize("count", [40, 400])
+def test_the_upper_left_corner_in_place_of_the_centre(unit, count):
+    values = fractions(count, count)
+    values[:, :2] -= values[:, 2:] / 2
+    assert centres_unit(values * SCALES[unit], sizes(count)) == Written(unit, False, upper_left=True)
+
+
+def test_boxes_that_overshoot_on_the_left_are_no_upper_left_corners():
+    values = fractions(0, 40)
+    values[:6, 0] = values[:6, 2] / 3
+    assert centres_unit(values, sizes(40)) == Written("fractions", False)
+
+
+@pytest.mark.parametrize("unit", ["", "fractions", "percent"])
+@pytest.mark.parametrize("form", ["", "corners", "centres"])
+def test_unit_and_form_of_four_numbers_that_should_be_xywh(unit, form):
+    values = fractions(1, 60)
+    xyxy = corners(values)
+    written = {"": np.hstack([xyxy[:, :2], values[:, 2:]]), "corners": xyxy, "centres": values}[form]
+    written = written * {"": SCALES["pixels"], "fractions": 1, "percent": 100}[unit]
+    read = np.hstack([written[:, :2], written[:, :2] + written[:, 2:]])
+    assert xywh_unit(read, sizes(60)[:, ::-1]) == (unit, form)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 10**6), st.integers(1, 200), st.floats(0.001, 0.99), st.floats(0, 0.9), st.integers(0, 9)
+)
+def test_right_boxes_are_xywh_in_px_in_any_number(seed, count, low, spread, overshooting):
+    values = fractions(seed, count, low=low, high=min(1, low + spread))
+    boxes = corners(values) * SCALES["pixels"]
+    boxes[:overshooting, 2:] *= 1.03
+    unit, form = xywh_unit(boxes, sizes(count)[:, ::-1])
+    assert unit == "" and (count < 40 or form == "")
 
 
 @settings(deadline=None)
