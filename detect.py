@@ -20,7 +20,7 @@ from data.formats.globbing import find_matching
 from data.formats.listing import SUFFIXES, read_list, walk_pictures
 from data.images import decode_image, is_deep
 from data.letterbox import rounding_note
-from data.pixels import is_dark
+from data.pixels import is_featureless
 from inference import LoadedDetector, load_detector
 from models.memory import check_use_memory
 from utils.arguments import detect_parser
@@ -48,7 +48,7 @@ def main() -> int:
         print(note)
     if args.show_sigma and not detector.config.model.reg_max:
         print("--show-sigma shows nothing: these weights have plain sides, without a distribution")
-    results, unreadable, full, dark = ResultFolder(folder, detector.names, args), 0, 0, []
+    results, unreadable, full, lost = ResultFolder(folder, detector.names, args), 0, 0, []
     limit = detector.config.val.max_det
     for path in pictures:
         try:
@@ -59,19 +59,29 @@ def main() -> int:
             continue
         print(f"{printable(path)}: {summarise(found, detector.names)}{at_limit(found, limit)}")
         full += len(found.labels) >= limit
-        if not detector.pixels.range and is_deep(path) and is_dark(decode_image(path)):
-            dark.append(path)
+        if is_deep(path) and is_featureless(decode_image(path, pixels=detector.pixels)):
+            lost.append(path)
         results.write(path, picture, found)
     if full:
         print(f"{full} pictures have {limit} boxes, the limit, and perhaps more objects: raise --max-det")
-    if dark:
-        print(
-            f"warning: {len(dark)} pictures are nearly black, such as {printable(dark[0])}: of values deeper "
-            "than 8 bits the high byte is taken, as these weights saw none in training. "
-            "--set data.pixel_range=[low,high] says which values are black and white"
-        )
+    if lost:
+        print(warn_of_range(lost, detector))
     print(f"{len(pictures) - unreadable} pictures done, {unreadable} skipped; results: {folder}")
     return DATA if unreadable else OK
+
+
+def warn_of_range(lost: list[Path], detector: LoadedDetector) -> str:
+    """Of pictures that are black or white in the range that the weights were trained with."""
+    span = detector.pixels.range
+    why = (
+        f"these weights take the values {span[0]:.10g}..{span[1]:.10g}, as in their training"
+        if span
+        else "of values deeper than 8 bits the high byte is taken, as these weights saw none in training"
+    )
+    return (
+        f"warning: {len(lost)} pictures are nearly black or white, such as {printable(lost[0])}: {why}. "
+        "--set data.pixel_range=[low,high] says which values are black and white"
+    )
 
 
 def find_pictures(source: str) -> list[Path]:
@@ -147,7 +157,7 @@ def look_at(
     """
     picture = None
     if not args.nosave or args.save_crop:
-        picture = decode_image(path)
+        picture = decode_image(path, pixels=detector.pixels)
     whole = picture is not None and detector.plan(picture.shape[:2]).reduction == 1
     found = detector(picture if whole else path, classes=args.classes, agnostic=args.agnostic_nms)
     return found, picture

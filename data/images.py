@@ -46,6 +46,7 @@ ENDINGS = {  # of each format that is read; none of them starts other programs
 if not features.check("avif"):  # Pillow before 11.3, or built without it
     del ENDINGS["AVIF"]
 FORMATS = tuple(ENDINGS)
+COLOUR_PFM = (b"PF\n", b"PF\r", b"PF ")
 SUFFIXES = tuple(ending for endings in ENDINGS.values() for ending in endings)  # lower case
 ORIENTATION = 0x0112  # EXIF tag
 # Orientation is applied by us on every path, so that header and pixels cannot disagree.
@@ -193,6 +194,9 @@ def _open(file: BinaryIO, bands: tuple[int, int, int] | None = None) -> _Opened:
         _check_limit(page.size[1], page.size[0])
         turned = page.size[::-1] if page.orientation >= 5 else page.size
         return _Opened(turned, page.orientation, None, lambda: _read_tiff(file, pages, bands), pages)
+    file.seek(0)
+    if file.read(3) in COLOUR_PFM:
+        raise ValueError("a PFM of three colours; save it as TIFF")  # Pillow reads grey ones only
     file.seek(0)
     image = Image.open(file, formats=FORMATS)
     width, height = image.size

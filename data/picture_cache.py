@@ -48,10 +48,10 @@ class PackedPictures:
     disk is decoded from its file instead, with one line.
     """
 
-    def __init__(self, path: str, sizes: np.ndarray, index: Index):
+    def __init__(self, path: str, sizes: np.ndarray, index: Index, pixels: Pixels = AS_STORED):
         self.path, self.sizes, self._offsets = path, sizes, _offsets(sizes)
         self._bytes, self._checked = _map(path), np.zeros(len(sizes), bool)
-        self._files = DecodedPictures(index, sizes, keep=0)
+        self._files = DecodedPictures(index, sizes, keep=0, pixels=pixels)
 
     def __call__(self, i: int) -> np.ndarray:
         pixels = self._bytes[self._offsets[i] : self._offsets[i + 1]]
@@ -109,7 +109,8 @@ def cache_pictures(
 
     paths = on_each_node(build)
     packed = {
-        job.name: PackedPictures(path, job.sizes, job.index) for job, path in zip(jobs, paths, strict=True)
+        job.name: PackedPictures(path, job.sizes, job.index, job.pixels)
+        for job, path in zip(jobs, paths, strict=True)
     }
     barrier("the pictures to be cached")  # files in memory have no name but that of the one who holds them
     for file in files:

@@ -16,7 +16,7 @@ from utils.config import DataConfig
 
 FLOATS = "pixels are floating-point numbers, whose range must be known: set data.pixel_range to [low, high]"
 WORST_BITS = 64
-DARK = 24  # of 255: a picture without anything brighter is nearly black
+DARK = 24  # of 255: a picture without anything brighter is nearly black; with nothing below 255 - 24, white
 
 
 class Pixels(NamedTuple):
@@ -72,9 +72,9 @@ def to_eight_bits(values: np.ndarray, span: tuple[float, float] | None) -> np.nd
     return np.rint(exact).clip(0, 255).astype(np.uint8)
 
 
-def is_dark(picture: np.ndarray) -> bool:
-    """Whether a picture of 0..255 is nearly black."""
-    return bool(picture.max() < DARK)
+def is_featureless(picture: np.ndarray) -> bool:
+    """Whether a picture of 0..255 is nearly black, or nearly white."""
+    return bool(picture.max() < DARK or picture.min() > 255 - DARK)
 
 
 def _high_byte(values: np.ndarray) -> np.ndarray:
@@ -111,16 +111,17 @@ def choose_range(found: Measured) -> tuple[float, float] | None:
     """The range that ``auto`` stands for; None without deep pictures.
 
     Whole numbers from 0 on: 0 to the smallest 2^n - 1 (n = 8, 10, 12, ...) that holds the largest, as that is
-    what the device could deliver. Fractions within 0..1: 0..1. Else, as with negative numbers or kelvins:
-    what was found.
+    what the device could deliver. Floating point within 0..1: 0..1, also where all of it is 0 or 1. Else, as
+    with negative numbers, kelvins or more than 64 bits: what was found.
     """
     if not found.num_read:
         return None
-    if found.whole and found.low >= 0:
+    fractions = not found.whole or all(kind.startswith("float") for kind in found.types)
+    if fractions and found.low >= 0 and found.high <= 1:
+        return 0.0, 1.0
+    if found.whole and found.low >= 0 and found.high < 2**WORST_BITS:
         bits = next(bits for bits in range(8, WORST_BITS + 1, 2) if found.high < 2**bits)
         return 0.0, float(2**bits - 1)
-    if found.low >= 0 and found.high <= 1:
-        return 0.0, 1.0
     return (found.low, found.high) if found.low < found.high else (found.low, found.low + 1)
 
 

@@ -1,5 +1,7 @@
 """12-bit pictures from the training to detection: the range is found once and is the same everywhere."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -52,12 +54,31 @@ def test_the_range_is_kept_and_used_everywhere(command, deep, run, tmp_path):
     dark = tmp_path / "dark.tif"
     dark.write_bytes(tiff_file(np.full((32, 32, 3), [100, 200, 400], "u2")))
     np.testing.assert_array_equal(decode_image(dark, pixels=detector.pixels)[0, 0], [25, 6, 12])
-    found = command("detect", "--weights", run / "weights" / "best.pt", "--source", dark, "--conf-thres", 0)
+    found = command("detect", "--weights", run / "weights" / "best.pt", "--source", dark, "--conf-thres", 1)
     assert found.code == OK and "nearly black" not in found.out
-    drawn = decode_image("runs/detect/exp/dark.tif")
-    assert drawn.max() > 20  # what was looked at is what is drawn
+    drawn = decode_image("runs/detect/exp/dark.tif")  # without boxes
+    np.testing.assert_array_equal(drawn[0, 0], [25, 6, 12])  # what was looked at is what is drawn
     measured = command("val", "--weights", run / "weights" / "best.pt", "--workers", 0)
     assert measured.code == OK
+
+
+def test_detect_sees_the_same_with_and_without_pictures(command, deep, run):
+    rows = []
+    for name, more in {"a": ["--save-crop"], "b": ["--nosave"]}.items():
+        given = ("--weights", run / "weights" / "best.pt", "--source", deep.parent / "images/val")
+        told = command("detect", *given, "--conf", 0, "--max-det", 5, "--save-txt", "--save-conf",
+                       "--project", "found", "--name", name, *more)  # fmt: skip
+        assert told.code == OK, told.err
+        rows.append([path.read_text() for path in sorted(Path("found", name, "labels").iterdir())])
+    assert rows[0] == rows[1] and all(rows[0])
+
+
+@pytest.mark.parametrize(("value", "warned"), [(0, True), (2000, False), (65535, True)])
+def test_detect_warns_of_values_beyond_the_runs_range(command, run, tmp_path, value, warned):
+    (tmp_path / "a.tif").write_bytes(tiff_file(np.full((32, 32, 3), value, "u2")))
+    told = command("detect", "--weights", run / "weights" / "best.pt", "--source", tmp_path / "a.tif")
+    assert ("warning: 1 pictures are nearly black or white" in told.out) == warned
+    assert ("these weights take the values 0..4095" in told.out) == warned
 
 
 def test_a_resumed_run_measures_nothing(command, deep, run, monkeypatch):
@@ -79,9 +100,9 @@ def test_older_checkpoints_keep_the_high_byte(run, tmp_path):
 
 def test_detect_warns_of_deep_pictures_that_come_out_black(command, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(np.full((32, 32), 4000, np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(np.full((32, 32), 2000, np.uint16)).save(tmp_path / "a.png")
     weights = ("--weights", trained / "weights" / "best.pt", "--source", tmp_path / "a.png")
-    assert "warning: 1 pictures are nearly black" in command("detect", *weights).out
+    assert "warning: 1 pictures are nearly black or white" in command("detect", *weights).out
     told = command("detect", *weights, "--set", "data.pixel_range=[0,4095]")
     assert told.code == OK and "nearly black" not in told.out
 

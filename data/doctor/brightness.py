@@ -12,11 +12,13 @@ from data.doctor.measure_pixels import measure_pixels, resolve_range
 from data.formats.problems import Problem
 from data.formats.sources import DataSpec
 from data.index import Found, paths_of
-from data.pixels import DARK, Measured, describe_range, pixels_of
+from data.pixels import DARK, Measured, choose_range, describe_range, pixels_of
 from utils.config import Config
 
 MANY = 0.01  # share of the pictures above which dark ones are a warning
 NARROW = 0.25  # share of the range below which the values leave pictures flat
+WHOLE = (0.0, 65535.0)  # 16 bits, of which the high byte is the picture
+ENDS = 0.95  # share of the values at both ends of a measured range above which little else is left
 RANGE_REMEDY = "--set data.pixel_range=[low,high] says which values become 0 and 255"
 
 
@@ -38,16 +40,50 @@ def check_range(
     """
     if config.data.pixel_range != "auto" or not founds:
         return config, describe_range(None, config.data.pixel_range), []
-    split = "train" if "train" in founds else next(iter(founds))
-    paths = paths_of(founds[split].index)
-    found = measure_pixels(paths, stat_files(paths), f"{spec.yaml}\0{split}", bands=config.data.bands)
-    config = resolve_range(config, found)
-    return config, describe_range(found, config.data.pixel_range), _check_span(found, config, split)
+    first = "train" if "train" in founds else next(iter(founds))
+    measured = {}
+    for split, found in founds.items():
+        paths = paths_of(found.index)
+        key = f"{spec.yaml}\0{split}"
+        measured[split] = measure_pixels(paths, stat_files(paths), key, bands=config.data.bands)
+    own = measured.pop(first)
+    config = resolve_range(config, own)
+    findings = _check_span(own, config, first)
+    for split, found in measured.items():
+        findings += _check_span(found, config, split) or _check_beyond(found, config, split, first)
+    return config, describe_range(own, config.data.pixel_range), findings
+
+
+def _check_beyond(found: Measured, config: Config, split: str, first: str) -> list[Finding]:
+    """Whether a split has values that the range, which is that of the split ``first``, does not hold."""
+    span = pixels_of(config.data).range
+    if span is None:
+        return _check_only_deep(found, split, first)
+    low, high = min(found.low, span[0]), max(found.high, span[1])
+    if not found.num_read or high - low - (span[1] - span[0]) <= NARROW * (span[1] - span[0]):
+        return []
+    text = (
+        f"values {found.low:.10g}..{found.high:.10g} reach beyond the range of {first}, "
+        f"{span[0]:.10g}..{span[1]:.10g}: they become black or white"
+    )
+    remedy = f"bring both to one scale, or --set data.pixel_range=[{low:.10g},{high:.10g}]"
+    return [Finding("warning", "beyond-range", split, 0, text, remedy)]
+
+
+def _check_only_deep(found: Measured, split: str, first: str) -> list[Finding]:
+    """Deep pictures where ``first`` has none: that their high byte is meant is so of 16 whole bits only."""
+    if not found.num_read or choose_range(found) == WHOLE:
+        return []
+    values = f"{found.low:.10g}..{found.high:.10g} in {' and '.join(found.types)} files"
+    text = (
+        f"{found.num_deep} pictures of more than 8 bits ({values}), {first} has none: their high byte is used"
+    )
+    return [Finding("warning", "beyond-range", split, found.num_deep, text, RANGE_REMEDY)]
 
 
 def _check_span(found: Measured, config: Config, split: str) -> list[Finding]:
     span = pixels_of(config.data).range
-    if span is None or found.high - found.low >= NARROW * (span[1] - span[0]):
+    if span is None or not found.num_read or found.high - found.low >= NARROW * (span[1] - span[0]):
         return []
     low, high = f"{found.low:.10g}", f"{found.high:.10g}"
     share = (found.high - found.low) / (span[1] - span[0])
@@ -76,21 +112,43 @@ def check_looks(
     look: Inspection, paths: list[str], split: str, bands: tuple[int, int, int] | None
 ) -> list[Finding]:
     """Dark pictures, and what of the files is not looked at."""
-    return [*_check_dark(look, paths, split), *_check_parts(look, paths, split, bands)]
+    return [
+        *_check_mostly(look, paths, split, "dark", "black"),
+        *_check_mostly(look, paths, split, "pale", "white"),
+        *_check_parts(look, paths, split, bands),
+    ]
+
+
+def check_ends(seen: Brightness, span: tuple[float, float] | None, split: str) -> list[Finding]:
+    """A range with hardly a value between its ends, as where one number in it means that there is no value.
+
+    Of 0 and 1 alone there is nothing between.
+    """
+    share = seen.black + seen.white
+    if span is None or span[1] - span[0] <= 1 or not share > ENDS:
+        return []
+    ends = f"{span[0]:.10g}..{span[1]:.10g}"
+    text = f"{share:.1%} of the values are at the ends of the range {ends}: does one stand for no value?"
+    return [Finding("warning", "range-ends", split, 0, text, RANGE_REMEDY)]
 
 
 def _dark(look: Inspection) -> np.ndarray:
     return look.known & (np.array(look.faults, str) == "") & (look.thumbnails.max((1, 2), initial=0) < DARK)
 
 
-def _check_dark(look: Inspection, paths: list[str], split: str) -> list[Finding]:
-    numbers = np.flatnonzero(_dark(look))
+def _pale(look: Inspection) -> np.ndarray:
+    seen = look.known & (np.array(look.faults, str) == "")
+    return seen & (look.thumbnails.min((1, 2), initial=255) > 255 - DARK)
+
+
+def _check_mostly(look: Inspection, paths: list[str], split: str, code: str, what: str) -> list[Finding]:
+    numbers = np.flatnonzero(_dark(look) if code == "dark" else _pale(look))
     if not len(numbers):
         return []
     severity = "warning" if len(numbers) > MANY * look.known.sum() else "note"
-    places = [Problem(paths[i], 0, f"mean {look.facts['brightness'][i]:.0f} of 255", "dark") for i in numbers]
-    text = f"pictures that are nearly black: {len(numbers)}"
-    return [Finding(severity, "dark", split, len(numbers), text, RANGE_REMEDY, tuple(places))]
+    places = [Problem(paths[i], 0, f"mean {look.facts['brightness'][i]:.0f} of 255", code) for i in numbers]
+    text = f"pictures that are nearly {what}: {len(numbers)}"
+    return [Finding(severity, code, split, len(numbers), text, RANGE_REMEDY, tuple(places))]
 
 
 def _check_parts(

@@ -8,7 +8,7 @@ import numpy as np
 
 from data.doctor.balance import check_classes, check_measurable, check_sides, count_classes, count_sides
 from data.doctor.bins import BinAudit, audit_bins, find_remedies, share
-from data.doctor.brightness import Brightness, check_looks, check_range, measure_brightness
+from data.doctor.brightness import Brightness, check_ends, check_looks, check_range, measure_brightness
 from data.doctor.crowding import check_crowding
 from data.doctor.findings import Finding, gather_problems, sort_findings
 from data.doctor.hints import find_hints
@@ -81,6 +81,7 @@ def diagnose(
         split: report_of(found, config.data.label_errors, broken_of(paths_of(found.index), looks[split]))
         for split, found in founds.items()
     }
+    brightness = {split: measure_brightness(look) for split, look in looks.items()}
     findings += find_hints(spec, founds)  # causes before what follows from them
     findings += find_unread(spec, founds)
     for split, found in founds.items():
@@ -89,6 +90,8 @@ def diagnose(
         findings += check_crowding(found.index, split, config, shape)
         findings += check_measurable(reports[split], split)
         findings += check_looks(looks[split], paths_of(found.index), split, config.data.bands)
+        if split == "train":
+            findings += check_ends(brightness[split], pixels_of(config.data).range, split)
     classes = count_classes(founds, len(spec.names))
     findings += check_classes(classes, spec.names)
     sides = {split: count_sides(found, shape) for split, found in founds.items()}
@@ -100,7 +103,7 @@ def diagnose(
         spec,
         config,
         pixels,
-        {split: measure_brightness(look) for split, look in looks.items()},
+        brightness,
         shape,
         reports=reports,
         decoded={split: int(look.known.sum()) for split, look in looks.items()},

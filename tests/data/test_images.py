@@ -21,6 +21,7 @@ import inference
 from data.images import choose_reduction, decode_image, read_size
 from data.index import Index
 from data.pictures import DecodedPictures
+from data.pixels import AS_STORED
 from detect import look_at
 from inference import LoadedDetector
 from tests.data.odd_pictures import (
@@ -371,6 +372,7 @@ def test_an_array_is_seen_like_its_file_unless_that_is_reduced(tmp_path, pixels)
 class Asked:
     """Stands for a detector: notes what it is given."""
 
+    pixels = AS_STORED
     plan = LoadedDetector.plan
     shape = LoadedDetector.shape
 

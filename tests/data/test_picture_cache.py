@@ -19,6 +19,7 @@ from data.images import decode_image
 from data.index import Index, path_of
 from data.letterbox import plan_letterbox, resize
 from data.picture_cache import HEADER, cache_pictures
+from data.pixels import Pixels
 from utils.errors import DATA, UserError
 from utils.training.device import free_memory
 
@@ -250,6 +251,17 @@ def test_a_damaged_picture_is_decoded_instead(index, capsys, number):
         assert np.array_equal(again(i), fitted(index, i))
     err = capsys.readouterr().err
     assert err.count("is damaged at") == 1 and str(path_of(index, number)) in err
+
+
+def test_a_damaged_deep_picture_keeps_the_range(index, capsys):
+    path = path_of(index, 0)
+    Image.fromarray(np.full(SIZES[0], 2048, np.uint16)).save(path)
+    held, again = (
+        cache_pictures({"train": index}, SHAPE, "disk", pixels=Pixels((0, 4095)))["train"] for _ in range(2)
+    )
+    wanted = held(0).copy()
+    flip(files()[0], int(held._offsets[0]) + 7)
+    assert np.array_equal(again(0), wanted) and "is damaged at" in capsys.readouterr().err
 
 
 def test_a_pipe_in_place_of_the_lock_or_the_part_is_not_waited_for(index):

@@ -182,6 +182,11 @@ def test_deep_tiffs_are_turned_like_others(tmp_path, orientation):
         (Measured(9, 9, 9, ("float32",), 270.5, 310, False), (270.5, 310), r"float32 files \(270.5\.\.310\)"),
         (Measured(9, 9, 9, ("int16",), -1024, 3071, True), (-1024, 3071), r"int16 files \(-1024\.\.3071\)"),
         (Measured(9, 9, 9, ("uint16",), 7, 7, False), (7, 8), r"uint16 files \(7\.\.8\)"),
+        (Measured(9, 9, 9, ("float32",), 0, 1, True), (0, 1), r"float32 files \(0\.\.1\)"),
+        (Measured(9, 9, 9, ("float64",), 0, 0, True), (0, 1), r"float64 files \(0\.\.1\)"),
+        (Measured(9, 9, 9, ("uint16",), 0, 1, True), (0, 255), "8 bits in uint16 files"),
+        (Measured(9, 9, 9, ("float32",), 0, 3.4e38, True), (0, 3.4e38), r"\(0\.\.3\.4e\+38\)"),
+        (Measured(9, 9, 9, ("uint64",), 0, 2.0**64, True), (0, 2.0**64), "uint64 files"),
     ],
 )
 def test_the_rule_and_its_words(found, span, words):

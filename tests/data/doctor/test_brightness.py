@@ -95,7 +95,7 @@ def test_dark_and_narrow_pictures_are_warned_of(check):
     found = check(centikelvin)
     assert found.config.data.pixel_range == (0, 32767) or found.config.data.pixel_range == (0, 65535)
     assert findings(found)["narrow-range", "train"][0] == "warning"
-    (finding,) = (f for f in found.findings if f.code == "narrow-range")
+    finding = next(f for f in found.findings if f.code == "narrow-range")
     assert "--set data.pixel_range=[29" in finding.remedy
 
 
@@ -132,12 +132,12 @@ def test_measured_once_and_again_only_when_something_changed(check, tmp_path, mo
     pictures = {f"{split}/0.png": twelve(0) for split in ("train", "val")}
     read, count = measure_pixels.read_stored, []
     monkeypatch.setattr(measure_pixels, "read_stored", lambda *given: count.append(given) or read(*given))
-    assert check(pictures).config.data.pixel_range == (0, 4095) and len(count) == 1
+    assert check(pictures).config.data.pixel_range == (0, 4095) and len(count) == 2  # train and val
     path = tmp_path / "images/train/0.png"
     check({}), check({})
-    assert len(count) == 1
+    assert len(count) == 2
     Image.fromarray((twelve(0) // 16).astype(np.uint16)).save(path)
-    assert check({}).config.data.pixel_range == (0, 255) and len(count) == 2
+    assert check({}).config.data.pixel_range == (0, 255) and len(count) == 3
 
 
 def test_of_many_deep_pictures_a_fixed_sample_is_read(check, monkeypatch):
@@ -149,3 +149,45 @@ def test_of_many_deep_pictures_a_fixed_sample_is_read(check, monkeypatch):
     pictures = {f"train/{i:02}.png": twelve(i) for i in range(10)} | {"val/00.png": twelve(0)}
     assert check(pictures).config.data.pixel_range == (0, 4095)
     assert sorted(paths) == ["00.png", "02.png", "05.png", "07.png"]
+
+
+def whole(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.uint16)
+
+
+SPLITS = {  # training picture, validation picture -> what is said of val
+    "deeper": (whole(noise(0, 4096)), whole(noise(0, 65536)), "beyond-range"),
+    "a little deeper": (noise(250, 310).astype("f4"), noise(250, 315).astype("f4"), None),
+    "lower": (noise(0, 3000).astype("i2"), noise(-2000, 3000).astype("i2"), "beyond-range"),
+    "darker": (whole(noise(0, 65536)), whole(noise(0, 4096)), "narrow-range"),
+    "alone deep": (noise(0, 256).astype("u1"), whole(noise(0, 16384)), "beyond-range"),
+    "alone deep, 16 bits": (noise(0, 256).astype("u1"), whole(noise(0, 65536)), None),
+    "alone deep in train": (whole(noise(0, 4096)), noise(0, 256).astype("u1"), None),
+    "equal": (whole(noise(0, 4096)), whole(noise(0, 4000, 1)), None),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_split_of_another_range_than_train(check, name):
+    train, val, code = SPLITS[name]
+    told = findings(check({"train/0.tif": tiff_file(train), "val/0.tif": tiff_file(val)}))
+    found = {kind for kind, split in told if split == "val"} & {"beyond-range", "narrow-range"}
+    assert found == ({code} if code else set())
+    assert not {kind for kind, split in told if split == "train"} & {"beyond-range", "narrow-range"}
+
+
+def test_white_pictures_are_counted(check):
+    blank = np.full(SIZE, 250, np.uint8)
+    assert findings(check({"train/0.png": blank, "val/0.png": blank}))["pale", "train"] == ("warning", 1)
+
+
+def test_zeros_and_ones_are_all_that_a_mask_has(check):
+    content = tiff_file((noise(0, 1) < 0.3).astype("f4"))
+    assert ("range-ends", "train") not in findings(check({"train/0.tif": content, "val/0.tif": content}))
+
+
+@pytest.mark.parametrize("number", [3.4e38, -3.4e38])
+def test_a_number_for_no_value(check, number):
+    content = tiff_file(np.where(noise(0, 1) < 0.3, number, np.rint(noise(0, 80, 1))).astype("f4"))
+    told = findings(check({"train/0.tif": content, "val/0.tif": content}))
+    assert told["range-ends", "train"][0] == "warning" and ("range-ends", "val") not in told
