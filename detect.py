@@ -26,12 +26,12 @@ from models.memory import check_use_memory
 from utils.arguments import detect_parser
 from utils.class_folders import name_folders
 from utils.errors import DATA, OK, UserError, run_main
-from utils.files import fit_name, longest_name
+from utils.files import fit_name, longest_name, write_whole
 from utils.plots.draw import draw_boxes
 from utils.settings import DETECT_SETTINGS, resolve_use
 from utils.structures import Detections
 from utils.training.device import free_memory
-from utils.training.run_folder import make_run_folder
+from utils.training.run_folder import make_run_folder, results_into
 from utils.wording import printable, show_class
 
 
@@ -61,7 +61,8 @@ def main() -> int:
         full += len(found.labels) >= limit
         if is_deep(path) and is_featureless(decode_image(path, pixels=detector.pixels)):
             lost.append(path)
-        results.write(path, picture, found)
+        with results_into(folder):
+            results.write(path, picture, found)
     if full:
         print(f"{full} pictures have {limit} boxes, the limit, and perhaps more objects: raise --max-det")
     if lost:
@@ -223,10 +224,8 @@ def write_labels(path: Path, found: Detections, *, scores: bool) -> None:
     columns += [found.scores.double().numpy()] if scores else []
     rows = zip(found.labels.tolist(), *columns, strict=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        "".join(f"{label} {' '.join(f'{value:.6f}' for value in row)}\n" for label, *row in rows),
-        encoding="utf-8",
-    )
+    text = "".join(f"{label} {' '.join(f'{value:.6f}' for value in row)}\n" for label, *row in rows)
+    write_whole(path, text)
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
@@ -235,7 +234,7 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     done, data = cv2.imencode(path.suffix, cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2BGR))
     if not done:
         raise UserError(f"{path}: this picture of shape {picture.shape} cannot be encoded as {path.suffix}")
-    path.write_bytes(data.tobytes())
+    write_whole(path, data.tobytes())
 
 
 if __name__ == "__main__":

@@ -23,11 +23,12 @@ from utils.config_text import dump_config, format_config
 from utils.environment import describe_session, find_versions, write_environment
 from utils.epoch import Epoch
 from utils.errors import UserError
+from utils.files import discard_parts, write_whole
 from utils.losses.anatomy import LossAnatomy
 from utils.metrics.coco import is_measurable
 from utils.probe import find_batch_size
 from utils.resumable import check_place, check_resumable
-from utils.settings import find_resumed, resolve_training, resume_training
+from utils.settings import check_download, find_resumed, resolve_training, resume_training
 from utils.step import TrainStep, settle_buckets
 from utils.training import distributed
 from utils.training.batch_size import default_batch_size, set_batch_size
@@ -138,6 +139,8 @@ def read_settings(args: Namespace, lock: RunLock) -> tuple[Resolved, Resumed | N
     A folder that is there already is locked before its last.pt is read, by the first rank.
     """
     last = find_resumed(args)
+    if last:
+        check_download(args)
     folder = last.parent.parent if last else Path(args.project) / args.name
     goes_there = last or args.exist_ok or args.resume == "auto"
     if goes_there and folder.is_dir() and not args.show_plan and distributed.is_first_process():
@@ -326,6 +329,7 @@ def describe_run(run: Run, *, plots: bool) -> None:
     cfg, model, shape = run.cfg, run.state.model, run.shape
     precision = autocast_dtype(cfg.train.amp, run.device) or torch.float32
     precision = str(precision).removeprefix("torch.")
+    discard_parts(run.folder)
     tidy(run.folder / "weights")
     write_missing_form(run)
     session = describe_session(
@@ -341,7 +345,7 @@ def describe_run(run: Run, *, plots: bool) -> None:
         (run.folder / "metrics.json").unlink(missing_ok=True)  # of the run's end, which is still to come
         if not run.state.step:
             (run.folder / "nan_report.json").unlink(missing_ok=True)  # of another run that was here
-        (run.folder / "config.yaml").write_text(dump_config(run.settings), encoding="utf-8")
+        write_whole(run.folder / "config.yaml", dump_config(run.settings))
         write_environment(run.folder, session, resumed=run.state.step > 0)
 
     run.saver.attempt("config.yaml, environment.json", write)

@@ -32,7 +32,7 @@ from utils.training.device import on_device, select_device
 from utils.training.logger import RunLog, check_loggers, epoch_row
 from utils.training.optimizer import frozen_norms
 from utils.training.reproducibility import make_deterministic
-from utils.training.run_folder import make_run_folder
+from utils.training.run_folder import make_run_folder, results_into
 from utils.training.run_lock import RunLock
 from utils.training.signals import Stop
 from val import (
@@ -70,7 +70,8 @@ def set_up_and_train(args, settings, resumed, *, device, stop: Stop, lock: RunLo
         if args.show_plan:
             if distributed.rank() == 0:
                 folder = make_run_folder(args.project, args.name, exist_ok=args.exist_ok)
-                draw_plans(folder / "plan", data, args.show_plan)
+                with results_into(folder):
+                    draw_plans(folder / "plan", data, args.show_plan)
             return 0
         run = build_run(settings, data, resumed, args, device=device, stop=stop, lock=lock)
         if run.is_finished():

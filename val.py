@@ -9,7 +9,6 @@ if __name__ == "__main__":
     begin_command()  # before the imports that take seconds
 
 import json
-import os
 import shlex
 import sys
 import time
@@ -40,6 +39,7 @@ from utils.arguments import val_parser
 from utils.config import Config, ValConfig, config_to_plain
 from utils.environment import describe_environment
 from utils.errors import UserError, run_main
+from utils.files import write_whole
 from utils.metrics.coco import (
     KEYS,
     RECALLS,
@@ -53,10 +53,10 @@ from utils.metrics.crowding import crowding_of, describe_crowding
 from utils.plots.curves import plot_pr_curves
 from utils.plots.grid import save_grid
 from utils.postprocess import postprocess
-from utils.settings import VAL_SETTINGS, resolve_use
+from utils.settings import VAL_SETTINGS, check_download, resolve_use
 from utils.training import distributed
 from utils.training.device import free_memory, on_device, select_device
-from utils.training.run_folder import make_run_folder
+from utils.training.run_folder import make_run_folder, results_into
 from utils.wording import figure, show_class
 
 
@@ -198,10 +198,7 @@ def write_predictions(folder: Path, truth: dict, rows: np.ndarray) -> Path:
 
 def write_json(path: Path, content: dict | list, *, indent: int | None = None) -> None:
     """Write a file whole or not at all: who finds it can read it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(content, indent=indent, allow_nan=False)  # JSON has no nan
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")  # JSON has no nan
 
 
 def check_names(ours: tuple[str, ...], theirs: tuple[str, ...], *, weights: str, data: Path) -> None:
@@ -224,8 +221,7 @@ def main() -> None:
 
 def measure(args: Namespace) -> None:
     """Everything that follows from the flags; rank 0 alone reads labels, prints and writes."""
-    if args.download and not args.data:
-        raise UserError("--download: name the data set with --data; what weights name is not fetched")
+    check_download(args)
     detector = load_detector(args.weights, args.device)
     config = resolve_use(args, detector.config, VAL_SETTINGS)
     shape = input_shape(config.data.imgsz, detector.stride)
@@ -261,12 +257,13 @@ def measure(args: Namespace) -> None:
         print(uncounted(result.metrics, truth, config.val.max_det), end="")
         if not is_measurable(truth):
             print(nothing_to_measure(args.task, spec.yaml))
-        write_metrics(folder, result, describe_measurement(index, spec, config, weights=args.weights))
-        if args.save_json:
-            print(f"predictions: {write_predictions(folder, truth, result.rows)}")
-        if not args.noplots:
-            save_val_pictures(folder, detector.model, loader, spec.names, cfg=config.val)
-            plot_pr_curves(folder / "PR_curve.png", RECALLS, result.metrics.curves, spec.names)
+        with results_into(folder):
+            write_metrics(folder, result, describe_measurement(index, spec, config, weights=args.weights))
+            if args.save_json:
+                print(f"predictions: {write_predictions(folder, truth, result.rows)}")
+            if not args.noplots:
+                save_val_pictures(folder, detector.model, loader, spec.names, cfg=config.val)
+                plot_pr_curves(folder / "PR_curve.png", RECALLS, result.metrics.curves, spec.names)
         print(f"results: {folder}\nto detect: python detect.py --weights {args.weights} --source <pictures>")
 
 

@@ -14,14 +14,13 @@ import stat
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from utils.files import open_regular
+from utils.files import open_regular, replacing
 
 CHUNK = 4096  # files
 BLOCK = 1 << 20  # bytes hashed at a time: memory does not grow with a file that is no cache of ours
@@ -202,16 +201,6 @@ def save_arrays(kind: str, key: str, arrays: dict[str, np.ndarray]) -> None:
             f"cache not written: {path}: {error.strerror or error} (LTRB_CACHE chooses the folder)",
             file=sys.stderr,
         )
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of ``path`` when complete; else nothing is left of it."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        part = Path(folder, path.name)
-        with open(part, "wb") as file:
-            yield file
-        os.replace(part, path)
 
 
 def _path_of(kind: str, key: str) -> Path:

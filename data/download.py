@@ -23,12 +23,13 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
-from data.cache import cache_folder, replacing
+from data.cache import cache_folder
 from data.fetch import Fetched, fetch_file
 from data.unpack import Refused, split_name, unpack
 from utils.config import DataConfig
 from utils.errors import DATA, USAGE, UserError
-from utils.files import open_regular
+from utils.files import open_regular, write_whole
+from utils.training.run_lock import LOCK, RunLock
 from utils.wording import show_value
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -229,7 +230,9 @@ def _own_folder(folder: Path, downloads: tuple[Download, ...], where: Path) -> I
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone_in(folder):
+        _claim(folder, downloads, where)  # before the lock, which is no file for a folder of somebody else's
+        with RunLock("downloaded", other="--data-root") as lock:
+            lock.take(folder)
             record = _claim(folder, downloads, where)
             _write_sums(folder / RECORD, record)
             shutil.rmtree(folder / WORK, ignore_errors=True)  # of a process that was killed
@@ -252,7 +255,7 @@ def _own_folder(folder: Path, downloads: tuple[Download, ...], where: Path) -> I
 def _claim(folder: Path, downloads: tuple[Download, ...], where: Path) -> Sums:
     """The record of a folder that is new, empty or of these downloads; any other folder is refused."""
     record = read_record(folder)
-    if record is None and any(folder.iterdir()):
+    if record is None and not all(path.name.startswith(LOCK) for path in folder.iterdir()):
         what = "is there already, and no download made it"
     elif record and (others := record.keys() - set(map(_key, downloads))):
         what = f"holds the download of another data set ({min(others).strip()})"
@@ -263,21 +266,6 @@ def _claim(folder: Path, downloads: tuple[Download, ...], where: Path) -> Sums:
         "its folder as `path`; else move it away, or choose another --data-root",
         DATA,
     )
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Refuse a second download into ``folder`` while this one lasts; a killed one lets go."""
-    import fcntl  # not on Windows, where the other commands still work
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise UserError(f"{folder}: another process is downloading into it; wait for it", DATA) from error
-    finally:
-        os.close(handle)
 
 
 def _fetch_entry(entry: Download, folder: Path, tops: tuple[str, ...]) -> Fetched:
@@ -371,8 +359,7 @@ def _read_sums(path: Path) -> Sums:
 def _write_sums(path: Path, sums: Sums) -> None:
     """The old file stays whole until the new one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write((json.dumps(sums, indent=1) + "\n").encode())
+    write_whole(path, json.dumps(sums, indent=1) + "\n")
 
 
 def _keep_sum(url: str, fetched: Fetched) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from data.images import decode_image
 from detect import describe_left_out, find_pictures
 from inference import load_detector
-from utils.errors import DATA, UserError, run_main
+from utils.errors import DATA, NOT_SAVED, OK, UserError, run_main
 
 ROOT = Path(__file__).parents[1]
 
@@ -243,3 +243,19 @@ def test_folders_are_searched_for_all_that_is_read_and_the_rest_is_counted(tmp_p
     assert describe_left_out(tmp_path).startswith("left out: 1 .HEIC, 1 .heic, 1 .jp2: formats")
     (tmp_path / "empty").mkdir()
     assert describe_left_out(tmp_path / "empty") == ""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_what_stands_where_a_result_goes(kind, command, best, pictures, tmp_path):
+    picture = pictures[0]
+    place = tmp_path / "runs" / "detect" / "exp" / picture.name
+    place.parent.mkdir(parents=True)
+    (tmp_path / "mine").write_text("precious")
+    make = {"pipe": os.mkfifo, "link": lambda path: path.symlink_to(tmp_path / "mine"), "folder": os.mkdir}
+    make[kind](place)
+    result = command("detect", "--weights", best, "--source", picture, "--exist-ok")
+    if kind == "folder":
+        assert result.code == NOT_SAVED and f"{picture.name}: cannot be written" in result.err
+    else:
+        assert result.code == OK and place.is_file() and not place.is_symlink()
+    assert (tmp_path / "mine").read_text() == "precious" and len(os.listdir(place.parent)) == 1

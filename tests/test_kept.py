@@ -1,6 +1,7 @@
 """What an error costs: nothing that was trained; and what is said of files that are lost."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ import torch
 import train
 from tests.resume import BATCHES, EPOCHS, FLAGS, compare_runs, go_on, read_weights, train_here
 from tests.resume import StopAt as Stop
+from tests.utils.test_files import ends_within
 from utils.errors import DATA, NOT_SAVED, OK, OUR_FAULT, HalfDoneError, UserError
+from utils.plots.curves import plot_run
 from utils.training.checkpoint import save_checkpoint
 from utils.training.state import TrainState
 
@@ -106,3 +109,26 @@ def test_the_size_of_a_forward_pass_may_be_changed(flags, tmp_path):
     assert go_on(folder, "--micro-batch", 2, stop=Stop((2, 2))).run.state.micro_batch == 2
     assert read_weights(folder)["config"]["train"]["micro_batch"] == 2
     assert json.loads((folder / "environment.json").read_text())["sessions"][-1]["batch"] == 5
+
+
+def test_pipes_in_place_of_a_run_s_own_files_are_not_waited_for(flags, tmp_path, capsys):
+    """Tables cannot be written into one, which is said; all else takes its place."""
+    folder = train_here(*flags, "--project", tmp_path, stop=Stop((1, 0))).folder
+    names = (
+        "results.csv",
+        "environment.json",
+        "reproduce.sh",
+        "metrics.json",
+        "config.yaml",
+        "nan_report.json",
+    )
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+    with ends_within(60):
+        assert go_on(folder).code == NOT_SAVED
+    assert f"{folder / 'results.csv'} cannot be written (not a regular file" in capsys.readouterr().err
+    ways = {name: (folder / name).is_file() for name in names}
+    assert ways == dict.fromkeys(names, True) | {"results.csv": False, "nan_report.json": False}
+    with ends_within(20), pytest.raises(OSError, match=r"not a regular file.*results\.csv"):
+        plot_run(folder)

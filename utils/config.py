@@ -277,7 +277,8 @@ class Config(BaseModel):
     @property
     def val_batch(self) -> int:
         """Pictures per batch of validation, the same on any number of ranks."""
-        return self.val.batch_size or min(self.train.batch_size, 32)
+        trained = self.train.batch_size
+        return self.val.batch_size or (32 if trained == "auto" else min(trained, 32))
 
 
 SECTIONS: dict[str, type[Section]] = {name: field.annotation for name, field in Config.model_fields.items()}

@@ -15,6 +15,7 @@ import torch
 
 from utils.config import Resolved
 from utils.config_files import ROOT
+from utils.files import open_regular, write_whole
 from utils.training.batch_size import AUTO
 from utils.wording import printable
 
@@ -115,8 +116,9 @@ def write_environment(folder: Path, session: Mapping, *, resumed: bool) -> None:
     """
     path = folder / "environment.json"
     sessions = [*(_read_sessions(path) if resumed else []), dict(session)]
-    _write_whole(path, json.dumps({"sessions": sessions}, indent=1) + "\n")
-    _write_whole(folder / "reproduce.sh", format_reproduce(sessions), executable=True)
+    write_whole(path, json.dumps({"sessions": sessions}, indent=1) + "\n")
+    script = format_reproduce(sessions).encode("utf-8", "surrogateescape")  # file names as they are
+    write_whole(folder / "reproduce.sh", script, executable=True)
 
 
 def format_reproduce(sessions: Sequence[Mapping]) -> str:
@@ -191,21 +193,10 @@ def _command_line(session: Mapping, words: Sequence[str]) -> str:
 
 def _read_sessions(path: Path) -> list[dict]:
     try:
-        sessions = json.loads(path.read_text(encoding="utf-8"))["sessions"]
+        with open_regular(path) as file:
+            sessions = json.loads(file.read())["sessions"]
         for session in sessions:
             format_reproduce([session]).encode("utf-8", "surrogateescape")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
     return sessions
-
-
-def _write_whole(path: Path, text: str, *, executable: bool = False) -> None:
-    """Whoever finds the file can read it. File names that are no UTF-8 are written as they are."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
-        if executable:
-            temporary.chmod(0o755)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

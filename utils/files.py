@@ -1,9 +1,11 @@
-"""Files of a user's, of which a hostile one may be a pipe or a device; names that fit a disk."""
+"""Files of a user's, of which one may be a pipe or a device; results, whole; names that fit a disk."""
 
 import codecs
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,6 +35,41 @@ def plain_text(data: bytes) -> bytes:
         except UnicodeError:
             return data
     return data.removeprefix(codecs.BOM_UTF8)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``path`` when complete; else nothing is left of it.
+
+    Whatever stood there is replaced, never written into: a pipe would be waited for, a link leads anywhere.
+    An ``OSError`` where nothing can be written, or a folder has the name.
+    """
+    path = Path(path)
+    part = path.with_name(f".{os.urandom(6).hex()}.part")  # shorter than many a name, which may fill its room
+    try:
+        with open(part, "xb") as file:
+            yield file
+        os.replace(part, path)
+    except OSError as error:  # said of the file that was asked for, not of the part
+        raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def discard_parts(folder: Path) -> None:
+    """Remove what killed processes left of results in a folder that nobody else writes into now."""
+    for part in folder.glob(".*.part"):
+        with suppress(OSError):
+            part.unlink()
+
+
+def write_whole(path: str | Path, content: str | bytes, *, executable: bool = False) -> None:
+    """Write a result, text as UTF-8: whole or not at all, so that who finds the file can read it."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        if executable:
+            os.chmod(file.name, 0o755)
 
 
 def fit_name(name: str, most: int) -> str:

@@ -84,6 +84,17 @@ def given_settings(args: argparse.Namespace, settings: Mapping[str, str]) -> dic
     return found
 
 
+def check_download(args: argparse.Namespace) -> None:
+    """Refuse ``--download`` for a data set that only a checkpoint names, as that may be a stranger's."""
+    if args.download and not names_data(args):
+        raise UserError("--download: name the data set with --data; what a checkpoint names is not fetched")
+
+
+def names_data(args: argparse.Namespace) -> bool:
+    """Whether the command names its data set, by --data or --set."""
+    return args.data is not None or any(text.split("=")[0].strip() == "data.path" for text in args.sets)
+
+
 def training_settings(args: argparse.Namespace) -> dict[str, tuple[str, object]]:
     """The same of train.py's flags, with those that are not a setting as they stand: --freeze and --noval."""
     flags = given_settings(args, TRAIN_SETTINGS)
@@ -101,7 +112,7 @@ def resolve_training(args: argparse.Namespace) -> Resolved:
     --cfg bring their architecture.
     """
     flags = {}
-    demo = args.data is None and not any(text.split("=")[0].strip() == "data.path" for text in args.sets)
+    demo = not names_data(args)
     if args.weights and not args.cfg:
         trained = config_from_plain(load_checkpoint(args.weights)["config"], where=args.weights)
         model = config_to_plain(trained)["model"]

@@ -11,6 +11,7 @@ from data.augment.homography import jacobians
 from data.augment.plan import Plan, Planner, Tile
 from data.augment.render import render, render_boxes, tile_outline
 from data.index import Index, path_of
+from utils.files import replacing, write_whole
 from utils.plots.draw import class_colour, draw_boxes, font_size, paint_tag
 
 FIRST_COLOUR = 40  # of the palette, for the tiles: the first ones are those of the classes
@@ -41,9 +42,11 @@ def show_plan(
         boxes, labels, _ = render_boxes(plan, index, **limits)
         image = draw_boxes(render(plan, pictures), boxes, labels, names=names)
         title = f"epoch {epoch}, position {position}: {len(boxes)} boxes"
-        Image.fromarray(_annotate(image, plan, index, title)).save(folder / name, quality=95, subsampling=0)
+        with replacing(folder / name) as file:
+            drawn = Image.fromarray(_annotate(image, plan, index, title))
+            drawn.save(file, "JPEG", quality=95, subsampling=0)
         plans.append({"picture": name, "epoch": epoch, "position": position} | _plan_to_plain(plan, index))
-    (folder / "plan.json").write_text(json.dumps(plans, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "plan.json", json.dumps(plans, indent=1) + "\n")
 
 
 def describe_layer(plan: Plan) -> str:

@@ -253,10 +253,13 @@ def test_texts_of_the_machine_stay_in_their_comments(tmp_path):
     assert "\x1b" not in text and "\r" not in text
 
 
-def test_nothing_is_left_where_nothing_can_be_written(tmp_path):
+def test_nothing_is_left_where_nothing_can_be_written(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
     write(tmp_path, session("--data d"))
     before = (tmp_path / "environment.json").read_bytes()
-    (tmp_path / ".environment.json.part").mkdir()  # in the way of the temporary file
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="environment"):
         write_environment(tmp_path, session("--resume", done=(1, 0)), resumed=True)
-    assert (tmp_path / "environment.json").read_bytes() == before
+    assert (tmp_path / "environment.json").read_bytes() == before and len(os.listdir(tmp_path)) == 2

@@ -13,9 +13,10 @@ from data.index import load_split
 from data.spec import load_data_spec
 from tests.data.test_formats import make_pictures, write_coco, write_voc, write_yolo
 from utils.config_files import load_config, read_yaml
-from utils.errors import UserError
-from utils.files import fit_name, open_regular, write_to
+from utils.errors import NOT_SAVED, UserError
+from utils.files import fit_name, open_regular, replacing, write_to, write_whole
 from utils.training.checkpoint import load_checkpoint
+from utils.training.run_folder import results_into
 
 
 def pipe(path: Path) -> None:
@@ -153,3 +154,33 @@ def test_a_pipe_is_written_to_only_where_it_is_read(tmp_path):
         os.close(reader)
     with pytest.raises(OSError, match="Is a directory"):
         write_to(tmp_path, "x")
+
+
+@pytest.mark.parametrize("kind", [pipe, device, loop, nowhere], ids=lambda kind: kind.__name__)
+def test_a_result_replaces_what_has_its_name_and_waits_for_nobody(kind, tmp_path):
+    path = tmp_path / "a.txt"
+    kind(path)
+    with ends_within(5):
+        write_whole(path, "é\n")
+    assert path.read_bytes() == "é\n".encode() and not path.is_symlink() and os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device"), ValueError])
+def test_a_result_is_whole_or_not_there(stop, tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(stop if isinstance(stop, type) else OSError), replacing(tmp_path / "a") as file:
+        file.write(b"half")
+        raise stop
+    assert (tmp_path / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
+
+
+def test_a_folder_in_the_way_of_a_result_is_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError, match="/a: cannot be written .*--project") as error, results_into(tmp_path):
+        write_whole(tmp_path / "a", "x")
+    assert error.value.code == NOT_SAVED and os.listdir(tmp_path) == ["a"]
+
+
+def test_a_result_may_have_the_longest_name(tmp_path):
+    write_whole(tmp_path / ("x" * 255), b"1")
+    assert [len(name) for name in os.listdir(tmp_path)] == [255]

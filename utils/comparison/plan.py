@@ -12,6 +12,7 @@ from utils.comparison.compare_file import flags_to_argv, read_compare_file
 from utils.config import Config, config_to_plain
 from utils.config_files import config_from_plain, display_path, load_config, read_yaml, resolve_named
 from utils.errors import UserError
+from utils.files import write_whole
 from utils.settings import FREE_ON_RESUME, resolve_training
 from utils.training.checkpoint import load_checkpoint
 from utils.wording import show_value
@@ -214,7 +215,7 @@ def check_start(plan: Plan, training_data: str) -> None:
     before = file.read_text(encoding="utf-8") if file.is_file() else ""
     if not before:  # none, or cut off while it was written: nothing has been trained then
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(now, encoding="utf-8")
+        write_whole(file, now)
     elif before != now:
         differing = [
             pair for pair in zip(before.splitlines(), now.splitlines(), strict=False) if len({*pair}) > 1

@@ -37,6 +37,7 @@ from utils.comparison.report_text import (
 )
 from utils.comparison.tables import ordered_losses
 from utils.errors import UserError
+from utils.files import write_whole
 from utils.wording import figure, is_value
 
 PAGE = Path(__file__).parent / "page"
@@ -90,7 +91,7 @@ def write_report(content: dict, folder: Path, pictures: Sequence[ComparedPicture
         script=script,
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
+    write_whole(path, page.encode(errors="backslashreplace"))
     return path
 
 

@@ -4,9 +4,11 @@ AP, AP50 and AP75 are shares in [0, 1]; a difference is a loss's value minus the
 """
 
 import csv
+import io
 from pathlib import Path
 
 from utils.comparison.statistics import MIN_SEEDS
+from utils.files import write_whole
 from utils.metrics.coco import KEYS
 from utils.wording import NOTHING, figure, is_value
 
@@ -144,10 +146,11 @@ def format_comparison(content: dict) -> str:
 
 def write_csv(content: dict, path: Path) -> None:
     """One row a run in full precision: loss, seed, COCO's twelve figures, seconds a step, memory in GB."""
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["loss", "seed", *KEYS, "seconds_per_step", "memory_gb"])
-        for name, loss in content["losses"].items():
-            for run in loss["runs"]:
-                values = [run["values"].get(key) for key in KEYS]
-                writer.writerow([name, run["seed"], *values, run["seconds_per_step"], run["memory_gb"]])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["loss", "seed", *KEYS, "seconds_per_step", "memory_gb"])
+    for name, loss in content["losses"].items():
+        for run in loss["runs"]:
+            values = [run["values"].get(key) for key in KEYS]
+            writer.writerow([name, run["seed"], *values, run["seconds_per_step"], run["memory_gb"]])
+    write_whole(path, text.getvalue().encode(errors="backslashreplace"))

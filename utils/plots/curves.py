@@ -5,6 +5,7 @@ touched.
 """
 
 import csv
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from utils.files import open_regular, replacing
 from utils.plots.draw import as_array, display_name
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
@@ -157,8 +159,12 @@ def _read_columns(path) -> dict[str, np.ndarray]:
 
     Older runs wrote COCO's -1 where there was nothing to measure: NaN, too.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        header, *rows = [*csv.reader(file)] or [[]]
+    try:
+        with open_regular(path) as file:
+            text = file.read().decode(errors="replace")
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error), str(path)) from error
+    header, *rows = [*csv.reader(text.splitlines())] or [[]]
     rows = [row for row in rows if row]
     cells = [[_number(row[i]) if i < len(row) else np.nan for row in rows] for i in range(len(header))]
     columns = {name.strip(): np.array(column, float) for name, column in zip(header, cells, strict=True)}
@@ -285,4 +291,5 @@ def _say(axes, text: str) -> None:
 
 def _save(figure: Figure, path) -> None:
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    figure.savefig(Path(path), dpi=110, facecolor="white")
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110, facecolor="white")

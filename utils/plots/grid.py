@@ -3,13 +3,12 @@
 B pictures of H x W pixels; boxes xyxy, pixels of the picture they belong to.
 """
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from utils.files import write_whole
 from utils.plots.draw import as_array, display_text, draw_boxes, font_size, paint_tag
 
 LONG_SIDE = 1920
@@ -45,7 +44,7 @@ def save_grid(path, images, boxes, labels, *, names, scores=None, titles=None, m
     canvas = _tile(tiles, columns)
     done, code = cv2.imencode(".jpg", canvas[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     assert done
-    Path(path).write_bytes(code.tobytes())  # cv2.imwrite hides errors and, on Windows, knows no Unicode paths
+    write_whole(path, code.tobytes())  # cv2.imwrite hides errors and, on Windows, knows no Unicode paths
 
 
 def _as_pictures(images, max_images: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Protocol
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.files import open_regular, replacing
 from utils.training.device import peak_memory_gb
 from utils.training.trackers import MlflowLog, RunStart, TensorBoardLog, WandbLog
 
@@ -159,9 +160,9 @@ class CsvLog:
                 self._append((",".join(self.columns) + "\n").encode(), self._waiting.encode())
                 self._waiting = ""
             self._told = False
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: it is a pipe or a device
             if not self._told:
-                reason = error.strerror or error
+                reason = getattr(error, "strerror", None) or error
                 print(f"warning: {self.path} cannot be written ({reason}); its rows wait", file=sys.stderr)
             self._told = True
 
@@ -187,7 +188,8 @@ class CsvLog:
         it, and whenever this process dies, it is the old table or the new one.
         """
         try:
-            content = self.path.read_bytes()
+            with open_regular(self.path) as file:
+                content = file.read()
         except FileNotFoundError:
             return
         lines = [line.rstrip("\r") for line in content.decode(errors="replace").split("\n")[:-1]]
@@ -195,18 +197,16 @@ class CsvLog:
         table = "".join(f"{line}\n" for line in [",".join(self.columns), *kept]).encode()
         if table == content:
             return
-        temporary = self.path.with_name(f".{self.path.name}.part")  # one that a kill left is taken over
-        try:
-            with open(temporary, "wb", buffering=0) as file:
-                _write_all(file, table)
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(self.path) as file:
+            file.write(table)
+            file.flush()
+            os.fsync(file.fileno())
 
     def _is_row(self, line: str) -> bool:
         cells = line.split(",")
         try:
-            return len([float(cell or 0) for cell in cells]) == len(self.columns) and cells[0].isdecimal()
+            numbers = [float(cell or 0) for cell in cells]
+            return len(numbers) == len(self.columns) and cells[0].isdecimal() and int(cells[0]) >= 0
         except ValueError:
             return False
 

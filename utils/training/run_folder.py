@@ -1,9 +1,11 @@
 """Where a run writes: ``project/name``, ``name2``, ``name3``, ..."""
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import NOT_SAVED, UserError
 
 
 def make_run_folder(project: str | Path, name: str, *, exist_ok: bool = False) -> Path:
@@ -25,3 +27,16 @@ def make_run_folder(project: str | Path, name: str, *, exist_ok: bool = False) -
             raise UserError(f"{folder}: this folder cannot be made ({error.strerror})") from error
         return folder
     raise AssertionError("unreachable: the counter does not end")
+
+
+@contextmanager
+def results_into(folder: Path) -> Iterator[None]:
+    """Inside, an ``OSError`` (a full disk, no right to write, a folder in the way) is a ``UserError``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: cannot be written ({error.strerror or error}); what was written "
+            "before is whole. Mend that, or choose another --project",
+            NOT_SAVED,
+        ) from error

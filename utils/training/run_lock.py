@@ -27,6 +27,7 @@ WATCHED = 60.0  # seconds without one, as a newcomer watches: the owner is dead
 SILENT = 180.0  # seconds without one, by the clock of the file system, which all machines share: the same
 GUARD = 5.0  # seconds that a takeover, of milliseconds, may stand in the way of another
 MOST = 4096  # bytes of a lock of ours
+LOCK = ".lock"  # its name, and what the names of its helpers begin with
 TOKEN = "token"  # the key by which an owner knows its own lock
 
 
@@ -54,11 +55,11 @@ class Seen(NamedTuple):
 class RunLock:
     """``with RunLock() as lock: lock.take(folder)``; given back at the end. ``what`` is done in the folder.
 
-    One process takes one folder, once. Nothing is locked before ``take``.
+    One process takes one folder, once. Nothing is locked before ``take``. ``other``: what gives another one.
     """
 
-    def __init__(self, what: str = "trained"):
-        self.what, self.path, self._pid = what, None, os.getpid()
+    def __init__(self, what: str = "trained", *, other: str = "--name"):
+        self.what, self.other, self.path, self._pid = what, other, None, os.getpid()
         self._over, self._own = threading.Event(), {}
 
     def __enter__(self) -> "RunLock":
@@ -79,11 +80,11 @@ class RunLock:
         lock that may be that of a dead process elsewhere is watched first, for up to ``WATCHED``. A second
         call with the same folder does nothing.
         """
-        path = folder.absolute() / ".lock"
+        path = folder.absolute() / LOCK
         if path == self.path:
             return
         self._own = _describe_owner()
-        own = path.with_name(f".lock.{self._own[TOKEN]}")
+        own = path.with_name(f"{LOCK}.{self._own[TOKEN]}")
         try:
             own.write_text(json.dumps(self._own) + "\n", encoding="utf-8")
             self._take(path, own)
@@ -164,7 +165,7 @@ class RunLock:
     def _refuse(self, path: Path, seen: Seen) -> None:
         raise UserError(
             f"{path.parent} is being {self.what} by {_name(seen)}: wait for it, stop it, or choose another "
-            "--name"
+            f"{self.other}"
         )
 
 
@@ -260,7 +261,7 @@ def _replace_stale(path: Path, own: Path, stale: Seen) -> bool:
     Two newcomers may find it stale at once. Who renames over it holds a second file meanwhile, so the other
     one sees the new lock, not the old one, before it does so itself.
     """
-    guard, copy = path.with_name(".lock.next"), own.with_name(f"{own.name}.new")
+    guard, copy = path.with_name(f"{LOCK}.next"), own.with_name(f"{own.name}.new")
     if not _create(guard, own):
         time.sleep(0.05)
         with contextlib.suppress(FileNotFoundError):

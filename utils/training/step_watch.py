@@ -4,7 +4,6 @@ Such a step has already been skipped, on the device (``TrainState.update``). Her
 """
 
 import json
-import os
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import NON_FINITE, UserError
+from utils.files import open_regular, write_whole
 from utils.training.state import Update
 
 IN_A_ROW = 3  # bad steps of the optimiser that end the run
@@ -87,17 +87,16 @@ class StepWatch:
         ]
         where = ", ".join(f"epoch {batch['epoch']} batch {batch['batch']}" for batch in faulty or named)
         print(f"step {step} is skipped: its losses or gradients are not finite ({where}; {self._path})")
-        temporary = self._path.with_name(f".{self._path.name}.part")
         try:
-            temporary.write_text(json.dumps({"skipped": entries[-MOST:]}, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, self._path)
+            write_whole(self._path, json.dumps({"skipped": entries[-MOST:]}, indent=1) + "\n")
         except OSError as error:
             print(f"{self._path} cannot be written ({error.strerror})")
 
     def _read_entries(self) -> list[dict]:
         """Those of the report so far, also from before the run was resumed."""
         try:
-            return list(json.loads(self._path.read_text(encoding="utf-8"))["skipped"])
+            with open_regular(self._path) as file:
+                return list(json.loads(file.read())["skipped"])
         except (OSError, ValueError, KeyError, TypeError):
             return []
 

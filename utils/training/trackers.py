@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.files import open_regular, write_whole
+
 
 class RunStart(NamedTuple):
     """What a log is told of a run that begins or goes on."""
@@ -160,8 +162,11 @@ def _plain(value: object) -> int | float | str:
 def _kept_id(start: RunStart, package: str) -> str:
     """The id this run has with ``package``; '' if it has none yet."""
     path = start.folder / f"{package}_id.txt"
-    return path.read_text(encoding="utf-8").strip() if start.continued and path.exists() else ""
+    if not start.continued or not path.exists():
+        return ""
+    with open_regular(path) as file:
+        return file.read().decode().strip()
 
 
 def _keep_id(start: RunStart, package: str, run_id: str) -> None:
-    (start.folder / f"{package}_id.txt").write_text(f"{run_id}\n", encoding="utf-8")
+    write_whole(start.folder / f"{package}_id.txt", f"{run_id}\n")
