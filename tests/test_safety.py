@@ -206,10 +206,16 @@ def test_weights_without_classes_are_refused():
 
 def test_weights_name_no_data_set_to_fetch_and_no_number_of_processes(renamed, command, tmp_path):
     (tmp_path / "data.yaml").write_text("train: gone\nval: gone\nnames: [a]\ndownload: bash fetch.sh\n")
-    changes = {"data__path": str(tmp_path / "data.yaml"), "data__workers": 10**6, "data__cache": "disk"}
+    changes = {"data__path": str(tmp_path / "data.yaml"), "data__workers": 256, "data__cache": "disk"}
     weights = renamed("abcdef", **changes)
     assert load_detector(weights).config.data.workers is None
     assert "--data" in command("val", "--weights", weights, "--download").err
+    run = tmp_path / "theirs" / "weights"
+    run.mkdir(parents=True)
+    shutil.copy(weights, run / "last.pt")
+    result = command("train", "--resume", run.parent, "--download")
+    assert result.code == USAGE and "name the data set with --data" in result.err
+    assert [path.name for path in run.parent.rglob("*")] == ["weights", "last.pt"]
     before = state_of(tmp_path)
     with watched(tmp_path, os.environ["LTRB_CACHE"]) as seen:
         result = command("val", "--weights", weights)

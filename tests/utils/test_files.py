@@ -168,17 +168,25 @@ def test_a_result_replaces_what_has_its_name_and_waits_for_nobody(kind, tmp_path
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device"), ValueError])
 def test_a_result_is_whole_or_not_there(stop, tmp_path):
     (tmp_path / "a").write_text("old")
-    with pytest.raises(stop if isinstance(stop, type) else OSError), replacing(tmp_path / "a") as file:
-        file.write(b"half")
-        raise stop
+
+    def write_half():
+        with replacing(tmp_path / "a") as file:
+            file.write(b"half")
+            raise stop
+
+    with pytest.raises(stop if isinstance(stop, type) else OSError):
+        write_half()
     assert (tmp_path / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
 
 
 def test_a_folder_in_the_way_of_a_result_is_named(tmp_path):
     (tmp_path / "a").mkdir()
-    with pytest.raises(UserError, match="/a: cannot be written .*--project") as error, results_into(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"/a: cannot be written .*--project") as told,
+        results_into(tmp_path),
+    ):
         write_whole(tmp_path / "a", "x")
-    assert error.value.code == NOT_SAVED and os.listdir(tmp_path) == ["a"]
+    assert told.value.code == NOT_SAVED and os.listdir(tmp_path) == ["a"]
 
 
 def test_a_result_may_have_the_longest_name(tmp_path):
