@@ -163,7 +163,7 @@ def test_the_doctor_with_hostile_class_names(names, shapes, tmp_path, capfd, mon
 @pytest.mark.parametrize(
     "changes",
     [
-        {"width": 8.0, "depth": 8.0, "levels": [2, 3, 4, 5, 6], "reg_max": 64, "max_channels": 10**9},
+        {"width": 8.0, "depth": 8.0, "levels": [2, 3, 4, 5, 6], "reg_max": 64, "max_channels": 65_536},
         {"width": 8.0},
         {"depth": 8.0},
         {"reg_max": 64},
