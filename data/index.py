@@ -4,6 +4,7 @@ Packed, because loader workers share these arrays without copying: a Python obje
 one reference count at a time, into every worker.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.cache import Column, is_json_of, is_list_of, load_arrays, save_arrays, stat_files
+from data.cache import GONE, Column, is_json_of, is_list_of, load_arrays, save_arrays, stat_files
 from data.formats.labels import LabelReport, clean_labels
 from data.formats.problems import MISSING_PICTURE, Policy, Problem, check_problems
 from data.formats.readers import NO_IDS, list_sources, read_files
@@ -37,6 +38,7 @@ COLUMNS = {
     "report": Column("int64", (len(LabelReport._fields),)),
     "problems": Column("uint8", ("bytes of problems",)),
 }
+SYSTEM_ERRORS = tuple(map(os.strerror, errno.errorcode))
 VERSION = 2  # of what the label cache holds; goes up whenever reading labels gives something else
 
 
@@ -144,8 +146,21 @@ def read_split(
     found = _read(spec, split, sources, single_cls=single_cls, policy=label_errors)
     after = stat_files(found.label_files + [os.fsdecode(path) for path in found.index.paths.tolist()])
     if np.array_equal(before, after[: len(before)]):  # nobody wrote while we read
+        after[_may_pass(found)] = GONE  # asked again by the next run
         save_arrays("labels", key, _to_entry(found, after))
     return found
+
+
+def _may_pass(found: Found) -> np.ndarray:
+    """(files,) bool: whose reading ended in an error of the system, which says nothing of the file.
+
+    Too many open files or a disk that is away pass without a trace in the file's size and time.
+    """
+    kinds = ("picture", "label file")
+    failed = {
+        item.path for item in found.problems if item.kind in kinds and item.text.endswith(SYSTEM_ERRORS)
+    }
+    return np.array([path in failed for path in [*found.label_files, *paths_of(found.index)]], bool)
 
 
 def report_of(found: Found, label_errors: Policy, broken: Collection[str] = ()) -> LabelReport:

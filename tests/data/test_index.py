@@ -1,5 +1,6 @@
 """A split on disk becomes packed arrays; its YAML is read, resolved, and refused with reasons."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -439,3 +440,22 @@ def test_pictures_that_are_cut_short_are_left_out_where_faults_are_skipped(tmp_p
         (tmp_path / "images" / f"{number}.jpg").write_bytes(path.read_bytes())
     with pytest.raises(UserError, match="not one picture can be read"):
         load_sound_split(spec, "train", cfg)
+
+
+@pytest.mark.parametrize("kind", ["label file", "picture"])
+def test_an_error_of_the_system_is_not_remembered(root, monkeypatch, kind):
+    add(root, "a.png", LINE), add(root, "b.png", LINE)
+    spec, target = spec_of(root), {"label file": "data.formats.yolo", "picture": "data.images"}[kind]
+
+    def fail(path, **_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{target}.open_regular", fail)
+        assert "Too many open files" in error_of(load_split, spec, "train")
+    assert load_split(spec, "train")[1].num_boxes == 2
+    (root / "labels" / "a.txt").write_bytes(b"\0")  # of the file itself: remembered
+    error_of(load_split, spec, "train")
+    with monkeypatch.context() as patch:
+        patch.setattr("data.index.read_files", None)
+        error_of(load_split, spec, "train")

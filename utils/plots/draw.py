@@ -5,8 +5,10 @@ farthest from all before it. Distance is OKLab's: half the normal one plus the l
 red and without green cones.
 """
 
+import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,6 +30,7 @@ _CODES = (
 )
 PALETTE = [tuple(bytes.fromhex(code)) for code in _CODES.split()]
 BAND_OPACITY = 0.3
+NUMBERED = re.compile(r"#\d|\d+: ")  # names that look like what stands for another class
 NAME_LENGTH = 32  # characters; a longer class name would push its score off the picture
 # Pillow's own font is Latin only; matplotlib's DejaVu Sans has Greek, Cyrillic, Hebrew, Arabic, but no CJK.
 FONT_FILE = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
@@ -69,7 +72,20 @@ def _shown_names(names: tuple[str, ...]) -> tuple[str, ...]:
     cut = [_cut(display_text(name[: 8 * NAME_LENGTH]), NAME_LENGTH) for name in names]
     short = [name or f"class {label}" for label, name in enumerate(cut)]
     counts = Counter(short)
-    return tuple(name if counts[name] == 1 else f"{label}: {name}" for label, name in enumerate(short))
+    return tuple(
+        name if counts[name] == 1 and not NUMBERED.match(name) else f"{label}: {name}"
+        for label, name in enumerate(short)
+    )
+
+
+def _label_text(label: int, names, score: str, fits: Callable[[str], bool]) -> str:
+    """``name score``, as much of it as ``fits``: the name gives way to ``#7``, its number, then the score.
+
+    Not shortened: ``screw (long)`` would look like ``screw (short)``.
+    """
+    name, number = display_name(label, names), f"#{int(label)}"
+    choices = (f"{name} {score}", name, f"{number} {score}", number)
+    return next(filter(fits, map(str.strip, choices)), "")
 
 
 def _cut(text: str, length: int) -> str:
@@ -107,11 +123,15 @@ def draw_boxes(
     corners = [_pixel_corners(boxes[i], canvas.shape[:2]) for i in order]
     for i, box in zip(order, corners, strict=True):
         pen.rectangle(box, outline=class_colour(labels[i]), width=width)
+    size = font_size(longest)
+    room = image.width - 2 * _padding(size)
     for i, box in zip(order, corners, strict=True):  # after all boxes: no line may cross a text
-        text = "" if hide_labels else display_name(labels[i], names)
-        if scores is not None and not hide_conf:
-            text = f"{text} {float(scores[i]):.2f}".strip()
-        paint_tag(pen, text, box, class_colour(labels[i]), size=font_size(longest))
+        score = "" if scores is None or hide_conf else f"{float(scores[i]):.2f}"
+        if hide_labels:
+            text = score
+        else:
+            text = _label_text(labels[i], names, score, lambda text: _font(size).getlength(text) <= room)
+        paint_tag(pen, text, box, class_colour(labels[i]), size=size)
     return np.array(image)
 
 
@@ -125,7 +145,7 @@ def paint_tag(pen: ImageDraw.ImageDraw, text: str, box, colour, *, size: int) ->
 
     The tag is moved and, if need be, its text shortened to stay inside the picture; left out where it cannot.
     """
-    (right, bottom), (pad, font) = pen.im.size, (max(2, size // 5), _font(size))
+    (right, bottom), pad, font = pen.im.size, _padding(size), _font(size)
     text = shorten(text, font, right - 2 * pad)
     ascent, descent = font.getmetrics()
     width, height = round(font.getlength(text)) + 2 * pad, ascent + descent
@@ -135,6 +155,11 @@ def paint_tag(pen: ImageDraw.ImageDraw, text: str, box, colour, *, size: int) ->
     y = box[1] - height if box[1] >= height else min(max(box[1], 0), bottom - height)
     pen.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
     pen.text((x + pad, y), text, fill=ink_on(colour), font=font)
+
+
+def _padding(size: int) -> int:
+    """Space in px on each side of a text."""
+    return max(2, size // 5)
 
 
 def shorten(text: str, font, room: int) -> str:

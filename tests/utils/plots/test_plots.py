@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from utils.plots.curves import plot_labels, plot_pr_curves, plot_table
-from utils.plots.draw import PALETTE, class_colour, display_name, draw_boxes, ink_on
+from utils.plots.draw import PALETTE, _label_text, class_colour, display_name, draw_boxes, ink_on
 from utils.plots.grid import save_grid
 
 GREY = 128
@@ -145,11 +145,32 @@ def test_a_name_of_a_hundred_million_characters_takes_no_time():
         ["红细胞" * 9 + "甲", "红细胞" * 9 + "乙"],
         ["cat", "cat ", " cat"],
         ["", "class 0", "a\u200b", "a"],
+        ["1: a", "a", "a"],
+        ["#1", "b"],
     ],
 )
 def test_no_two_classes_are_drawn_alike(names):
     shown = [display_name(label, names) for label in range(len(names))]
     assert len(set(shown)) == len(names)
+
+
+@pytest.mark.parametrize("width", [14, 20, 40, 60, 90, 130, 300])
+def test_in_a_narrow_picture_names_are_whole_or_numbers(monkeypatch, width):
+    names, texts = ["screw M8 (long, old)", "screw M8 (long, new)", "screw M8", "#0", "screw"], []
+    monkeypatch.setattr("utils.plots.draw.paint_tag", lambda pen, text, *_, **__: texts.append(text))
+    for label in range(len(names)):
+        draw_boxes(np.zeros((64, width, 3), np.uint8), [[4, 30, 12, 60]], [label], names=names, scores=[0.5])
+    shown = [text.removesuffix(" 0.50") for text in texts]
+    whole = [*names[:3], "3: #0", names[4]]
+    allowed = [{name, f"#{label}"} for label, name in enumerate(whole)]
+    assert width == 14 or all(text in own for text, own in zip(shown, allowed, strict=True))
+    assert len(set(shown)) == len(names) or not any(shown)
+
+
+def test_what_gives_way_in_a_narrow_picture():
+    names = ["long name", "b"]
+    for room, text in {99: "long name 0.50", 13: "long name", 8: "#0 0.50", 6: "#0", 1: ""}.items():
+        assert _label_text(0, names, "0.50", lambda text, room=room: len(text) <= room) == text
 
 
 def test_non_ascii_names_differ_in_the_picture():
