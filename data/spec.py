@@ -21,6 +21,7 @@ from data.download import DATA_ROOT, Download, download_state, folder_of, read_d
 from data.formats.coco import Categories, read_categories
 from data.formats.layouts import FORMATS, guess_content, read_darknet, recognise_format
 from data.formats.listing import wrong_kind
+from data.formats.nearby import other_yamls
 from data.formats.readers import list_sources
 from data.formats.sources import (
     SPLITS,
@@ -41,6 +42,7 @@ from utils.config_files import read_yaml
 from utils.errors import DATA, NotFoundError, UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")  # of a folder
 MAX_CLASSES = 100_000
 SHOWN_REPEATED = 5
 COLUMNS = {"stats": Column("int64", ("files", 3)), "text": Column("uint8", ("bytes",))}  # of a cache entry
@@ -101,7 +103,8 @@ def find_data_yaml(path: str | Path) -> Path:
     tried = list(dict.fromkeys(tried))
     for candidate in tried:
         if os.path.isdir(candidate):
-            return candidate / "data.yaml" if os.path.isfile(candidate / "data.yaml") else candidate
+            there = (candidate / name for name in YAMLS if os.path.isfile(candidate / name))
+            return next(there, candidate)
         if os.path.isfile(candidate):
             return candidate
     check_reading(tried)
@@ -190,9 +193,15 @@ def _read_folders(yaml: Path, key: str, value, splits: dict) -> dict[str, list[s
     unknown = sorted(map(str, value.keys() - set(SPLITS)))
     if unknown:
         raise spec_error(yaml, f"{key}: {show(unknown[0])} is no split ({', '.join(SPLITS)})")
-    return {
+    found = {
         split: list(map(str, _read_entries(yaml, f"{key}.{split}", item))) for split, item in value.items()
     }
+    for split, entry in ((split, entry) for split, entries in found.items() for entry in entries):
+        if key == "annotations" and entry.lower().endswith(".json"):
+            folder = show(str(splits[split][0])) if split in splits else "<folder>"
+            text = f"annotations are folders of VOC's XML files. For COCO write {split}: {entry}"
+            raise spec_error(yaml, f"{key}.{split}: {text} and images: {{{split}: {folder}}}")
+    return found
 
 
 def _read_format(spec: DataSpec, value) -> str:
@@ -308,8 +317,8 @@ def _read_names(yaml: Path, content: dict) -> tuple[str, ...]:
     if isinstance(names, dict):
         names = _names_of_map(yaml, names)
     if not names and yaml.is_dir():
-        text = "there are no class names: write classes.txt, one name a line, into the folder, or a data.yaml"
-        raise spec_error(yaml, f"{text} with names")
+        remedy = "write classes.txt, one name a line, into the folder, or a data.yaml with names"
+        raise spec_error(yaml, f"there are no class names: {other_yamls(yaml) or remedy}")
     if not isinstance(names, list) or not names:
         raise spec_error(yaml, "names: needs a list of class names, or a map from 0, 1, 2, ... to names")
     names = tuple(_read_name(yaml, index, name) for index, name in enumerate(names))
@@ -325,6 +334,8 @@ def _read_names(yaml: Path, content: dict) -> tuple[str, ...]:
 
 
 def _names_of_map(yaml: Path, names: dict) -> list:
+    # JSON, from which some of these files are made, has no numbers as keys
+    names = {int(key) if str(key).isascii() and str(key).isdigit() else key: names[key] for key in names}
     wrong = [key for key in names if not isinstance(key, int) or isinstance(key, bool)]
     if wrong:
         raise spec_error(yaml, f"names: key {show(wrong[0])} is not a class index (0, 1, 2, ...)")

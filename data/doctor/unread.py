@@ -45,7 +45,7 @@ SHARED_TEXT = (
 )
 UNREAD_TEXT = (
     "label files that are not read",
-    "move them to where labels are looked for, or delete them",
+    "move or convert them to what is read, or delete them",
 )
 
 

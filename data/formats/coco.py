@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -215,12 +216,19 @@ def find_picture(folder: str | Path, name: str) -> str:
     path = _join_path(folder, name)
     if os.path.exists(path):
         return path
-    parts = [part for part in name.split("?")[0].replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    for start in range(len(parts)):
-        near = os.path.join(folder, *parts[start:])
-        if os.path.isfile(near):
-            return near
+    for spelled in dict.fromkeys((name, unquote(name))):  # addresses write a blank as %20
+        parts = spelled.split("?")[0].replace("\\", "/").replace("\0", "/").split("/")
+        parts = [part for part in parts if part not in ("", ".", "..")]
+        for start in range(len(parts)):
+            near = os.path.join(folder, *parts[start:])
+            if os.path.isfile(near):
+                return near
     return path
+
+
+def file_names(file: CocoFile) -> list[str]:
+    """The names of pictures that a file lists, without what is none."""
+    return [name for image in file.images if _is_name(name := image.get("file_name"))]
 
 
 def _is_name(name: object) -> bool:

@@ -97,9 +97,10 @@ def to_side(value: object) -> int | None:
 
 
 def read_box(annotation: dict) -> tuple[float, float, float, float]:
-    """The bbox, else the bounds of the segmentation."""
+    """The bbox, else, also where it is all zeros, the bounds of the segmentation."""
     bbox = annotation.get("bbox")
-    if bbox is None or bbox == []:
+    blank = bbox == [0, 0, 0, 0] and annotation.get("segmentation")
+    if bbox is None or bbox == [] or blank:
         return _box_of_segmentation(annotation.get("segmentation"), bbox)
     numbers = [to_number(value) for value in bbox] if type(bbox) is list and len(bbox) == 4 else [None]
     if None in numbers:

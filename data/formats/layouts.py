@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data.formats.coco import ROBOFLOW
 from data.formats.listing import read_lines
+from data.formats.nearby import other_yamls
 from data.formats.sources import SPLITS, DataSpec, list_pictures, resolve_entry, spec_error
 from data.formats.voc import label_paths_of as xml_paths_of
 from data.formats.yolo import label_paths_of
@@ -50,7 +51,7 @@ def guess_content(folder: Path) -> dict:
     text = (
         "there is no data.yaml, and the folder has none of the usual layouts: train/_annotations.coco.json, "
         "annotations/instances_train*.json, ImageSets/Main/train.txt, images/train with labels/train, "
-        "obj.data, train.txt. Write a data.yaml with train, val and names"
+        "obj.data, train.txt. " + (other_yamls(folder) or "Write a data.yaml with train, val and names")
     )
     raise spec_error(folder, text)
 

@@ -10,11 +10,13 @@ import numpy as np
 
 from data.formats import coco, voc, yolo
 from data.formats.labels import RawLabels
+from data.formats.nearby import labels_elsewhere
 from data.formats.problems import MISSING_PICTURE, Problem, show_problem
 from data.formats.sources import DataSpec, coco_files, coco_folder, list_pictures, spec_error, xml_folders
 from data.formats.units import unit_of
 from data.images import read_size
 from utils.errors import DATA, NothingThereError, UserError
+from utils.wording import printable
 
 THREADS = 4  # they wait for the disk
 CHUNK = 256  # pictures a task
@@ -130,10 +132,8 @@ def _read_voc(
 def _read_coco(spec: DataSpec, split: str, pictures: None, label_files: list[str], *, names) -> SplitFiles:
     files = [coco.read_json(Path(path)) for path in label_files]
     folders = [
-        coco_folder(spec, split, Path(file.path), [str(image.get("file_name")) for image in file.images])
-        if file.images
-        else spec.root
-        for file in files
+        coco_folder(spec, split, Path(file.path), names) if names else spec.root
+        for file, names in ((file, coco.file_names(file)) for file in files)
     ]
     listed = coco.list_pictures(files, folders)
     if not listed.paths and not listed.problems:
@@ -176,5 +176,6 @@ def _no_labels_error(spec: DataSpec, split: str, files: SplitFiles) -> UserError
         *more,
         f"For example {files.pictures[0]} needs {files.label_files[0]}.",
         f"({rule[spec.format]})",
+        printable(labels_elsewhere(spec.root, files.pictures, files.label_files)),
     ]
-    return NothingThereError("\n".join(lines), DATA)
+    return NothingThereError("\n".join(filter(None, lines)), DATA)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from data.formats.coco import ROBOFLOW, find_picture
 from data.formats.listing import SUFFIXES, find_listed, read_lines, read_list, walk_pictures
+from data.formats.nearby import tail_below
 from data.formats.yolo_rows import UNSAID, RowRule
 from utils.errors import DATA, NotFoundError, NothingThereError, UserError
 from utils.wording import printable, show_class
@@ -109,7 +110,13 @@ def resolve_entry(spec: DataSpec, key: str, entry: str | Path) -> Path:
             return candidate
     check_reading(tried)
     text = f"{key}: {show(str(entry))} not found; tried:\n{show_tried(tried)}\n"
-    raise NotFoundError(f"{spec.yaml}: {text}{_remedy(spec)}", DATA)
+    near = tail_below(spec.search, str(entry))
+    remedy = (
+        f"{printable(near[0] / near[1])} is there: write {key}: {printable(near[1])}"
+        if near
+        else _remedy(spec)
+    )
+    raise NotFoundError(f"{spec.yaml}: {text}{remedy}", DATA)
 
 
 def _remedy(spec: DataSpec) -> str:

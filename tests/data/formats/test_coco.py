@@ -163,6 +163,7 @@ DIALECTS = {
     "a drive": lambda: named(lambda name: f"C:\\data\\{name}"),
     "a dot": lambda: named(lambda name: f"./{name}"),
     "addresses": lambda: named(lambda name: f"https://example.org/x/{name}?size=full"),
+    "addresses, escaped": lambda: named(lambda name: f"https://example.org/x/%{ord(name[0]):02x}{name[1:]}"),
     "a folder too much": lambda: named(lambda name: f"images/{name}"),
     "blanks in names": lambda: each(coco_content(), "categories", lambda c: {"name": f" {c['name']} "}),
     "an umbrella of a class's name": with_umbrella,
@@ -634,6 +635,23 @@ def test_corners_and_centres_are_told_by_the_whole_file(root, form, text, remedy
         assert f"a.json: all 40 boxes {text}" in error_of(yaml, label_errors=policy)
     found = diagnose(load_data_spec(yaml), load_config().config, splits=["train"]).findings
     assert (found[0].severity, found[0].code) == ("error", form) and remedy in found[0].remedy
+
+
+def test_a_box_of_zeros_is_none_where_there_is_an_outline(root):
+    content = coco_content()
+    content["annotations"] = [
+        {"id": 1, "image_id": 11, "category_id": 7, "bbox": [0, 0, 0, 0], "segmentation": outline}
+        for outline in ([[3, 4, 9, 4, 9, 8]], [])
+    ]
+    index, report = load(write_coco(root, content))
+    assert (index.boxes.tolist(), report.num_empty) == ([[3, 4, 9, 8]], 1)
+
+
+@pytest.mark.parametrize("name", [None, 5])
+def test_pictures_without_a_name_say_so(root, name):
+    content = coco_content()
+    content["images"] = [entry | {"file_name": name} for entry in content["images"]]
+    assert f"file_name is {json.dumps(name)}, not the name of a file" in error_of(write_coco(root, content))
 
 
 def test_one_file_of_another_unit_is_left_out_alone(root):

@@ -1,0 +1,90 @@
+"""What lies near where nothing was found, for the one line that says what to do."""
+
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+LOOKED_AT = 50  # pictures whose labels are looked for
+MOST = 20_000  # files of the data set that are looked through
+SPLIT_NAMES = {"train", "val", "valid", "validation", "test", "train2017", "val2017", "test2017"}
+OTHERS = {  # ending of label files that are not of the format -> what to do
+    ".txt": "write format: yolo, if these are YOLO labels",
+    ".xml": "write format: voc and annotations: {folder}, if these are VOC files",
+    ".json": "convert them to YOLO, COCO or VOC, if these are the labels",
+}
+
+
+def labels_elsewhere(root: Path, pictures: Sequence[str], label_files: Sequence[str]) -> str:
+    """What to do about files below ``root`` that look like the labels of ``pictures``; '' where none does.
+
+    They lie in another folder, are spelled otherwise (capitals, composed letters, p0.jpg.txt), or are of
+    another format.
+    """
+    ending = os.path.splitext(label_files[0])[1]
+    ours, theirs, owner = {}, {}, {}
+    for picture, label in zip(pictures[:LOOKED_AT], label_files[:LOOKED_AT], strict=True):
+        stem, name = os.path.splitext(os.path.basename(label))[0], os.path.basename(picture)
+        owner |= dict.fromkeys((_plain(stem), _plain(name)), picture)
+        ours |= dict.fromkeys((_plain(stem + ending), _plain(name + ending)), label)
+        theirs |= {_plain(stem + other): other for other in OTHERS if other != ending}
+    far = ""
+    for folder, names in _walk(root):
+        for name in names:
+            path, wanted = os.path.join(folder, name), ours.get(_plain(name))
+            picture = owner.get(_plain(os.path.splitext(name)[0]))
+            if picture is None or _is_of_another(folder, picture):
+                continue
+            if wanted:
+                return f"{path} is there: put these files where they are looked for, as {wanted}"
+            other = theirs.get(_plain(name))
+            far = far or (f"{path} is there: {OTHERS[other].format(folder=folder)}" if other else "")
+    return far
+
+
+def _is_of_another(folder: str, picture: str) -> bool:
+    """Whether labels in ``folder`` belong to a picture of the same name elsewhere, as of another split."""
+    own, name = os.path.split(picture)
+    parts = folder.split(os.sep)
+    splits = SPLIT_NAMES.intersection(own.split(os.sep))
+    if splits and SPLIT_NAMES.intersection(parts) - splits:
+        return True
+    swapped = [
+        os.sep.join([*parts[:place], pictures, *parts[place + 1 :]])
+        for place, part in enumerate(parts)
+        if part.lower() in ("labels", "annotations")
+        for pictures in ("images", "Images", "JPEGImages")
+    ]
+    return any(item != own and os.path.exists(os.path.join(item, name)) for item in (folder, *swapped))
+
+
+def other_yamls(folder: Path) -> str:
+    """What to do about other YAML files in ``folder``, or a data.yaml one level below; '' without any."""
+    found = sorted(path for pattern in ("*.y*ml", "*/data.y*ml") for path in folder.glob(pattern))
+    found = [path for path in found if path.is_file()]
+    return f"{found[0]} is there: give it as --data, if it is the data set's" if found else ""
+
+
+def tail_below(folders: Sequence[Path], entry: str) -> tuple[Path, str] | None:
+    """Folder and longest end of the path ``entry``, of another machine or place, that is there in it."""
+    parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for start in range(1, len(parts)):
+        tail = "/".join(parts[start:])
+        for folder in folders:
+            if os.path.exists(folder / tail):
+                return folder, tail
+    return None
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    seen = 0
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield folder, sorted(names)
+        seen += len(names)
+        if seen > MOST:
+            return
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
