@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from data.doctor.unread import OTHER_PICTURES
-from data.formats.globbing import find_matching
+from data.formats.globbing import MOST_LOOKS, find_matching
 from data.formats.listing import SUFFIXES, read_list, walk_pictures
 from data.images import decode_image, is_deep
 from data.letterbox import rounding_note
@@ -110,17 +110,19 @@ def _listed_pictures(path: Path) -> list[Path]:
     """The pictures of a folder, sorted, or of a list file, in its order."""
     try:
         if path.is_dir():
-            if left := describe_left_out(path):
+            found = list(walk_pictures(path, SUFFIXES + OTHER_PICTURES, most_idle=MOST_LOOKS))
+            if left := describe_left_out(found):
                 print(left)
-            return sorted(map(Path, walk_pictures(path)))
+            return sorted(Path(name) for name in found if name.lower().endswith(SUFFIXES))
         return list(map(Path, read_list(path, path.parent)))
     except UserError as error:
         raise UserError(f"--source {error}", error.code) from error
 
 
-def describe_left_out(folder: Path) -> str:
+def describe_left_out(paths: list[str]) -> str:
     """One line that counts the pictures of formats that are not read; '' where there are none."""
-    counts = Counter(os.path.splitext(path)[1] for path in walk_pictures(folder, OTHER_PICTURES))
+    endings = (os.path.splitext(path)[1] for path in paths)
+    counts = Counter(ending for ending in endings if ending.lower() not in SUFFIXES)
     if not counts:
         return ""
     shown = ", ".join(f"{count} {printable(ending)}" for ending, count in sorted(counts.items()))

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from data.images import decode_image
-from detect import describe_left_out, find_pictures
+from detect import find_pictures
 from inference import load_detector
 from utils.errors import DATA, NOT_SAVED, OK, UserError, run_main
 
@@ -235,14 +235,34 @@ def test_a_working_folder_that_is_gone_is_one_line(tmp_path, monkeypatch, capfd)
     assert capfd.readouterr().err.startswith("error: the working directory is gone")
 
 
-def test_folders_are_searched_for_all_that_is_read_and_the_rest_is_counted(tmp_path):
+def test_folders_are_searched_for_all_that_is_read_and_the_rest_is_counted(tmp_path, capsys):
     names = ["a.JPG", "b.jfif", "c.jpe", "d.gif", "e.avif", "f.dib", "g.pnm", "h.MPO"]
     for name in [*names, "i.HEIC", "k.heic", "l.jp2", "notes.txt", "m.json", ".hidden.heic"]:
         (tmp_path / name).touch()
     assert [path.name for path in find_pictures(str(tmp_path))] == names
-    assert describe_left_out(tmp_path).startswith("left out: 1 .HEIC, 1 .heic, 1 .jp2: formats")
-    (tmp_path / "empty").mkdir()
-    assert describe_left_out(tmp_path / "empty") == ""
+    assert capsys.readouterr().out.startswith("left out: 1 .HEIC, 1 .heic, 1 .jp2: formats")
+    (tmp_path / "i.HEIC").unlink(), (tmp_path / "k.heic").unlink(), (tmp_path / "l.jp2").unlink()
+    assert len(find_pictures(str(tmp_path))) == len(names) and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("pictures", "stops"), [((), True), (("2/x/y.png",), True), (("1/a.png", "2/a.png"), False)]
+)
+def test_a_whole_disk_as_source_is_refused(tmp_path, monkeypatch, pictures, stops):
+    monkeypatch.setattr("detect.MOST_LOOKS", 40)
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+        for other in range(30):
+            (tmp_path / str(number) / f"{other}.txt").touch()
+    for name in pictures:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    if not stops:
+        assert len(find_pictures(str(tmp_path))) == len(pictures)
+        return
+    with pytest.raises(UserError, match=r"--source .* files and folders, .* nearer to the pictures") as error:
+        find_pictures(str(tmp_path))
+    assert error.value.code == DATA
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link", "folder"])

@@ -25,17 +25,31 @@ WRONG_KINDS = {  # given where a list is expected
 }
 
 
-def walk_pictures(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[str]:
-    """Files below a folder by ending, hidden ones left out; links followed, each real folder entered once."""
-    entered = set()
+def walk_pictures(
+    folder: Path, suffixes: tuple[str, ...] = SUFFIXES, *, most_idle: float = float("inf")
+) -> Iterator[str]:
+    """Files below a folder by ending, hidden ones left out; links followed, each real folder entered once.
+
+    A folder that cannot be read, and more than ``most_idle`` files and folders since the last folder with
+    such a file, are a ``UserError``: somebody named a whole disk.
+    """
+    entered, idle = set(), 0
     for parent, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
         real = os.path.realpath(parent)
+        looks = len(folders) + len(files)
         folders[:] = [] if real in entered else [name for name in folders if not name.startswith(".")]
         if real in entered:
             continue
         entered.add(real)
         prefix = os.path.join(parent, "")
-        yield from [prefix + name for name in files if name.lower().endswith(suffixes) and name[0] != "."]
+        found = [prefix + name for name in files if name.lower().endswith(suffixes) and name[0] != "."]
+        idle = 0 if found else idle + looks
+        if idle > most_idle:
+            text = (
+                f"{folder}: {idle:,} files and folders, up to {parent}, without a picture among them; name a "
+            )
+            raise UserError(f"{text}folder that is nearer to the pictures", DATA)
+        yield from found
 
 
 def read_list(path: Path, root: Path) -> list[str]:
