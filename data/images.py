@@ -19,6 +19,8 @@ Sizes are (height, width).
 """
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -46,6 +48,7 @@ ENDINGS = {  # of each format that is read; none of them starts other programs
 if not features.check("avif"):  # Pillow before 11.3, or built without it
     del ENDINGS["AVIF"]
 FORMATS = tuple(ENDINGS)
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COLOUR_PFM = (b"PF\n", b"PF\r", b"PF ")
 SUFFIXES = tuple(ending for endings in ENDINGS.values() for ending in endings)  # lower case
 ORIENTATION = 0x0112  # EXIF tag
@@ -339,12 +342,34 @@ def _decode_png(data: bytes, reduction: int) -> np.ndarray | None:
 
 
 def _ended(file: BinaryIO, image: Image.Image) -> Image.Image:
-    """The picture, of a JPEG that lacks only its end marker with one."""
-    if image.format not in ("JPEG", "MPO"):
+    """The picture for Pillow: a JPEG that lacks only its end marker with one, a PNG if it is whole."""
+    if image.format not in ("JPEG", "MPO", "PNG"):
         return image
     file.seek(0)
     data = file.read()
+    if image.format == "PNG":
+        if data.rfind(b"IEND") < 0 and not _has_all_rows(data):
+            raise ValueError("the file is truncated: the end of the PNG is missing, and so are pixels")
+        return image
     return image if jpeg.has_end(data) else Image.open(io.BytesIO(jpeg.with_end(data)), formats=("JPEG",))
+
+
+def _has_all_rows(data: bytes) -> bool:
+    """Whether the compressed rows of a PNG come to their end, where their sum is checked.
+
+    Of a download that stopped the rest of the file may be zeros, which decode as pixels: Pillow does not look
+    at the sum.
+    """
+    rows, position = zlib.decompressobj(), len(PNG_SIGNATURE)
+    try:
+        while not rows.eof and position + 8 <= len(data):
+            length, kind = struct.unpack(">I4s", data[position : position + 8])
+            if kind == b"IDAT":
+                rows.decompress(data[position + 8 : position + 8 + length])
+            position += 12 + length
+    except zlib.error:
+        return False
+    return rows.eof
 
 
 def _decode_with_pillow(image: Image.Image) -> np.ndarray:

@@ -103,6 +103,8 @@ def _page_of(directory: TiffImagePlugin.ImageFileDirectory_v2, byte_order: str) 
     for tag in (*LAYOUT, *STORAGE):
         if (value := directory.get(tag)) is not None:
             tags[tag] = value if isinstance(value, tuple) else (value,)
+    if WIDTH not in tags or HEIGHT not in tags:
+        raise ValueError("a TIFF whose header is damaged or cut short: it has no width and height")
     bits, formats = set(tags.get(BITS, (1,))), set(tags.get(FORMAT, (1,)))
     if len(bits) > 1 or len(formats) > 1 or not formats <= KINDS.keys():
         raise ValueError("a TIFF with bands of different types, or complex ones")

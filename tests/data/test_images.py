@@ -5,6 +5,7 @@ The corpus of odd files is ``odd_pictures``.
 
 import argparse
 import contextlib
+import io
 import os
 import time
 from pathlib import Path
@@ -151,6 +152,23 @@ def test_truncated_files_of_other_formats_are_errors(tmp_path, kind):
     for share in (0.02, 0.5, 0.95):
         path = save(tmp_path / "a", content[: int(len(content) * share)])
         with pytest.raises(UserError, match="cannot read this picture"):
+            decode_image(path)
+
+
+@pytest.mark.parametrize("animated", [False, True])
+def test_a_png_whose_rest_is_zeros_is_no_picture_and_one_without_end_is(tmp_path, animated):
+    noise = np.random.default_rng(0).integers(0, 60, (2, 48, 64, 3), np.uint8)
+    frames = list(map(Image.fromarray, noise))
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "PNG", save_all=animated, append_images=frames[1:] if animated else [])
+    data = buffer.getvalue()
+    first_rows = data.index(b"IDAT")
+    path = tmp_path / "a.png"
+    path.write_bytes(data[:-12])
+    assert np.array_equal(decode_image(path), noise[0])
+    for kept in range(first_rows + 60, first_rows + 3000, 211):
+        path.write_bytes(data[:kept] + bytes(len(data) - kept))
+        with pytest.raises(UserError, match=r"a\.png: .*truncated"):
             decode_image(path)
 
 

@@ -2,12 +2,13 @@
 
 import io
 import itertools
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import read_stored
+from data.images import decode_image, read_stored
 from data.tiff import read_bands, read_pages
 from tests.data.tiff_files import tiff_file
 from utils.errors import UserError
@@ -100,3 +101,12 @@ def test_a_file_cut_short_is_an_error(tmp_path, way):
         else:  # nothing but the link to a next page was cut off
             np.testing.assert_array_equal(found, values[..., [4, 0, 2]])
     assert refused >= length // 101
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("directory", [b"", bytes(2), b"\1\0" + struct.pack("<HHII", 256, 4, 1, 5)])
+def test_a_damaged_header_is_said(tmp_path, directory):
+    path = tmp_path / "a.tif"
+    path.write_bytes(b"II*\0\x08\0\0\0" + directory + bytes(4))
+    with pytest.raises(UserError, match=r"a\.tif: .*(header|without pictures)"):
+        decode_image(path)
