@@ -14,6 +14,7 @@ MANY_OUTSIDE = 0.25  # the same where nothing but the rows themselves is asked
 TIED = 0.9  # correlation of a corner with its opposite, which a centre and a size do not have
 SEVERAL = 3  # rows beyond the left or upper edge that make one ask for the upper left corner
 EXACT = 1e-3  # of the limit: right boxes keep within it
+STEEP = 1.5  # size for place: a corner that is one further has its opposite about one further
 OVER = 1.01  # boxes may reach so far beyond their limit
 REACH = 0.7  # of the limit that some box reaches in its unit
 LARGER = 1.3  # times the limit: pictures of which somewhere a box would lie beyond it, in pixels
@@ -54,7 +55,11 @@ def written_as_corners(values: np.ndarray, num_outside: int) -> bool:
         return False
     with np.errstate(invalid="ignore", divide="ignore"):
         ties = [np.corrcoef(low[:, axis], high[:, axis])[0, 1] for axis in (0, 1)]
-    return bool(np.min(ties) >= TIED)  # NaN, of sides that are all alike, is no tie
+    if not np.min(ties) >= TIED:  # NaN, of sides that are all alike, is no tie
+        return False
+    # boxes that all begin at one place, as in the left upper corner: their size grows twice as fast
+    slopes = [np.polyfit(low[:, axis], high[:, axis], 1)[0] for axis in (0, 1)]
+    return bool(np.max(slopes) <= STEEP)
 
 
 def centres_unit(values: np.ndarray, sizes: np.ndarray) -> Written:

@@ -42,6 +42,13 @@ def test_large_central_objects_are_right():
     assert (values[:, 2:] > values[:, :2]).all() and not written_as_corners(values, 0)
 
 
+@pytest.mark.parametrize("margin", [0, 0.02])
+def test_boxes_that_all_begin_at_the_upper_left_are_right(margin):
+    size = np.random.default_rng(0).uniform(0.1, 0.6, (40, 2))
+    values = np.hstack([margin + size / 2, size])
+    assert (values[:, 2:] > values[:, :2]).all() and not written_as_corners(values, 0)
+
+
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(20, 200), st.floats(0.01, 0.4), st.floats(0.0, 0.3))
 def test_corners_are_seen(seed, count, low, spread):
