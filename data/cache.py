@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -138,7 +139,7 @@ def load_arrays(
                 arrays = {column: content[column] for column in content.files}
         if reason := _misfit(arrays, columns) or check(arrays):
             raise DamagedError(reason)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter: who writes will say so
         return None
     except (OSError, *UNREADABLE, DamagedError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -197,10 +198,12 @@ def save_arrays(kind: str, key: str, arrays: dict[str, np.ndarray]) -> None:
         with replacing(path) as part:
             part.write(whole)
     except OSError as error:
-        print(
-            f"cache not written: {path}: {error.strerror or error} (LTRB_CACHE chooses the folder)",
-            file=sys.stderr,
-        )
+        _tell_unwritten(path.parent.parent, error.strerror or str(error))
+
+
+@cache  # one line, not one an entry
+def _tell_unwritten(folder: Path, reason: str) -> None:
+    print(f"cache not written: {folder}: {reason} (LTRB_CACHE chooses the folder)", file=sys.stderr)
 
 
 def _path_of(kind: str, key: str) -> Path:
