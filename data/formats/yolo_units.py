@@ -77,7 +77,8 @@ def centres_unit(values: np.ndarray, sizes: np.ndarray) -> Written:
     corners = written_as_corners(values, num_outside)
     # a centre lies nearer to the right edge than half of a size now and then, a left upper corner never
     ends = centre + 2 * half
-    upper_left = not corners and (half > centre * OVER + 0.01).any(1).sum() >= SEVERAL
+    left = (half > centre * OVER + 0.01).any(1) & (half > 0).all(1)  # a box without a side is none
+    upper_left = not corners and left.sum() >= SEVERAL
     if not large:
         return Written("fractions", corners, bool(upper_left and ends.max() <= 1 + EXACT))
     unit = find_unit(values[:, 2:] if corners else centre + half, sizes)

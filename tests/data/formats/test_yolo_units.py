@@ -57,6 +57,12 @@ def test_the_upper_left_corner_in_place_of_the_centre(unit, count):
     assert centres_unit(values * SCALES[unit], sizes(count)) == Written(unit, False, upper_left=True)
 
 
+def test_boxes_without_a_side_say_nothing_of_the_upper_left():
+    values = fractions(0, 6, high=0.1)
+    values[:4] = 0, 0, 0, 0.5
+    assert centres_unit(values, sizes(6)) == Written("fractions", False)
+
+
 def test_boxes_that_overshoot_on_the_left_are_no_upper_left_corners():
     values = fractions(0, 40)
     values[:6, 0] = values[:6, 2] / 3
