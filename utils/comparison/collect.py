@@ -4,12 +4,10 @@ S seeds that every loss has, N pictures, C classes, B bootstrap resamples of the
 values are shares, 0..1.
 """
 
-import csv
 import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +23,7 @@ from utils.comparison.matching import (
 )
 from utils.comparison.plan import Group, Plan, Run, differing_settings
 from utils.comparison.protocol import describe_protocol
+from utils.comparison.read_run import read_curves, read_metrics
 from utils.comparison.runs import is_measured, next_stage
 from utils.comparison.statistics import Difference, compare_paired, holm, resample_weights, verdict
 from utils.config_files import display_path
@@ -34,7 +33,6 @@ from utils.metrics.coco import KEYS, from_results
 SCHEMA = 2  # of comparison.json: from 2 on null where there is nothing to measure, before it -1
 NUM_RESAMPLES = 1000
 PICTURES_PER_LOSS, MOST_PICTURES = 4, 12
-OLD_NOTHING = -1  # in the metrics.json and results.csv of older runs, in place of null and an empty cell
 
 
 class Measured(NamedTuple):
@@ -69,13 +67,13 @@ def check_data(plan: Plan, fingerprint: str) -> None:
     learned: dict[str, Run] = {}  # by the fingerprint of the training data
     for run in plan.runs:
         if run.is_trained:
-            remedy, metrics = "Leave this run out, or train all with the same data", _read_metrics(run.folder)
+            remedy, metrics = "Leave this run out, or train all with the same data", read_metrics(run.folder)
             _check_data(f"{run.folder} was trained", metrics, fingerprint, remedy)
             if "training" in metrics:
                 learned.setdefault(metrics["training"], run)
         if is_measured(run):
             remedy = f"Remove {run.measured}, and the same command measures it again"
-            _check_data(f"{run.folder} was measured", _read_metrics(run.measured), fingerprint, remedy)
+            _check_data(f"{run.folder} was measured", read_metrics(run.measured), fingerprint, remedy)
     if len(learned) > 1:
         first, second = list(learned.values())[:2]
         raise UserError(
@@ -97,14 +95,6 @@ def _check_data(what: str, metrics: Mapping, fingerprint: str, remedy: str) -> N
         )
 
 
-def _read_metrics(folder: Path) -> dict:
-    """metrics.json, with None where there was nothing to measure."""
-    content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    for part in (content, *content.get("per_class", {}).values()):
-        part.update({key: None for key in KEYS if part.get(key) == OLD_NOTHING})
-    return content
-
-
 def read_runs(plan: Plan, seeds: Sequence[int], truth: dict) -> dict[str, Measured]:
     """Every run of ``seeds`` by its name, matched to ``truth``, which ``check_data`` found to be its own."""
     runs = [run for run in plan.runs if run.seed in seeds]
@@ -115,7 +105,7 @@ def read_runs(plan: Plan, seeds: Sequence[int], truth: dict) -> dict[str, Measur
 
 def measure(run: Run, truth: dict, weights: np.ndarray) -> Measured:
     """Read a run's predictions and match them to the truth."""
-    metrics, environment = _read_metrics(run.measured), _read_metrics(run.folder).get("environment", {})
+    metrics, environment = read_metrics(run.measured), read_metrics(run.folder).get("environment", {})
     found = json.loads((run.measured / "predictions.json").read_text(encoding="utf-8"))
     rows = from_results(truth, found)
     matches = match_detections(truth, rows, metrics["protocol"]["evaluator"])
@@ -174,7 +164,7 @@ def describe_loss(group: Group, base: Group, measured: Sequence[Measured], *, se
 
 def describe_run(run: Run, measured: Measured) -> dict:
     """A run: COCO's figures, and what its results.csv says of time, memory and progress."""
-    columns = read_curves(run)
+    columns = read_curves(run.folder)
     memory = [value for value in columns.get("memory_gb", ()) if value is not None]
     return {
         "seed": run.seed,
@@ -186,20 +176,6 @@ def describe_run(run: Run, measured: Measured) -> dict:
         "epochs": [int(epoch) for epoch in columns.pop("epoch")],
         "curves": columns,
     }
-
-
-def read_curves(run: Run) -> dict[str, list[float | None]]:
-    """The columns of results.csv; None where a cell is empty, not finite, or an older run's -1."""
-    with open(run.folder / "results.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    cells = {column: [row[column] or "nan" for row in rows] for column in (rows[0] if rows else ["epoch"])}
-    curves = {
-        column: [float(cell) if math.isfinite(float(cell)) else None for cell in column_cells]
-        for column, column_cells in cells.items()
-    }
-    for column in (column for column in curves if column.startswith("metrics/")):
-        curves[column] = [None if value == OLD_NOTHING else value for value in curves[column]]
-    return curves
 
 
 def seconds_per_step(columns: Mapping[str, Sequence[float | None]]) -> float | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.comparison.plan import Group, Plan, Run, differing_settings, make_run, settings_of, show_differing
-from utils.config import Config
+from utils.config import KEYS, Config
 from utils.config_files import SCOPES, config_from_plain
 from utils.errors import UserError
 from utils.settings import override
@@ -87,7 +87,8 @@ def read_finished(folder: Path) -> Finished:
     """The settings of a run, from its last.pt."""
     path = folder / "weights" / "last.pt"
     content = load_checkpoint(path, key="origins")
-    return Finished(folder, config_from_plain(content["config"], where=str(path)), content["origins"])
+    origins = {key: content["origins"].get(key, "default") for key in KEYS}  # which may be a stranger's
+    return Finished(folder, config_from_plain(content["config"], where=str(path)), origins)
 
 
 def check_recipes(found: Sequence[Finished]) -> None:

@@ -22,6 +22,7 @@ import torch
 from utils.comparison.plan import Plan, Run
 from utils.config_files import ROOT
 from utils.errors import OUR_FAULT, UserError
+from utils.files import open_regular
 from utils.training.run_lock import RunLock
 from utils.wording import figure
 
@@ -138,12 +139,13 @@ def is_measured(run: Run) -> bool:
     """Whether val.py has measured the weights that lie there now."""
     metrics = run.measured / "metrics.json"
     try:
-        protocol = json.loads(metrics.read_text(encoding="utf-8"))["protocol"]
+        with open_regular(metrics) as file:
+            weights = json.loads(file.read())["protocol"]["weights"]
         newer = metrics.stat().st_mtime_ns >= run.weights.stat().st_mtime_ns
         whole = (run.measured / "predictions.json").is_file()  # which val.py writes after it
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
-    return newer and whole and protocol["weights"] == str(run.weights)
+    return newer and whole and weights == str(run.weights)
 
 
 def train_command(plan: Plan, run: Run, slot: Slot) -> list[str]:

@@ -269,7 +269,7 @@ def test_an_empty_results_file(tmp_path):
     run = make_run(tmp_path, "a", 0)
     run.folder.mkdir(parents=True)
     (run.folder / "results.csv").write_text("epoch,seconds\n")
-    assert read_curves(run) == {"epoch": []}
+    assert read_curves(run.folder) == {"epoch": [], "seconds": []}
 
 
 def test_numbers_that_json_lacks_become_null():
