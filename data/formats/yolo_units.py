@@ -76,7 +76,8 @@ def centres_unit(values: np.ndarray, sizes: np.ndarray) -> Written:
     num_outside = int(beyond.sum()) if beyond.mean() >= MANY_OUTSIDE else 0
     corners = written_as_corners(values, num_outside)
     # a centre lies nearer to the right edge than half of a size now and then, a left upper corner never
-    ends = centre + 2 * half
+    with np.errstate(over="ignore"):  # a size of 1e308 is told as a row
+        ends = centre + 2 * half
     left = (half > centre * OVER + 0.01).any(1) & (half > 0).all(1)  # a box without a side is none
     upper_left = not corners and left.sum() >= SEVERAL
     if not large:
