@@ -472,3 +472,8 @@ def test_format_puts_what_was_set_first():
     assert lines[1] == "--set: train.epochs=3"
     assert lines[2].startswith("default: ")
     assert max(map(len, lines)) <= 110
+
+
+@pytest.mark.parametrize(("given", "batch"), [("auto", 32), (8, 8), (64, 32)])
+def test_validation_has_a_batch_whatever_a_stranger_s_weights_say(given, batch):
+    assert config_from_plain({"train": {"batch_size": given}}, where="x.pt").val_batch == batch
