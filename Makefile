@@ -2,13 +2,18 @@
 # (PIP_INDEX_URL, PIP_CACHE_DIR, ...) apply as usual.
 #   make PYTHON=python3.12 test      another interpreter
 #   make VENV=/tmp/venv test         another place for the environment
+#   make TEST_PROCESSES=8 test       more tests at a time (about 1.5 GB of memory each)
 
 PYTHON ?= python3
 VENV ?= .venv
 REQUIREMENTS ?= requirements.txt
 REQUIREMENTS_DEV ?= requirements-dev.txt
+TEST_PROCESSES ?= 2
 
 RUN := $(VENV)/bin/python
+# One thread a process: with more, the threads of two processes wait for each other on two cores.
+# "worksteal", as the tests of a file take from milliseconds to half a minute.
+TEST := OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n $(TEST_PROCESSES) --dist worksteal
 RUNTIME := $(VENV)/.ltrb-runtime
 DEV := $(VENV)/.ltrb-dev
 OURS := $(VENV)/.ltrb-created
@@ -30,13 +35,13 @@ demo: $(RUNTIME)  ## draw pictures, train a small detector on them, detect; resu
 	@echo "The training, its curves and its weights:             runs/train/demo"
 
 test: $(DEV)  ## the tests, without the slow ones
-	"$(RUN)" -m pytest -m "not slow and not grid"
+	$(TEST) -m "not slow and not grid"
 
 test-slow: $(DEV)  ## the tests marked slow, which take minutes
-	"$(RUN)" -m pytest -m "slow and not grid" || [ $$? -eq 5 ]  # 5: no test is marked slow
+	$(TEST) -m "slow and not grid" || [ $$? -eq 5 ]  # 5: no test is marked slow
 
 test-grid: $(DEV)  ## every combination of what the other tests try by pairs: about ten minutes
-	"$(RUN)" -m pytest -m grid
+	$(TEST) -m grid
 
 lint: $(DEV)  ## ruff: rules and formatting; changes nothing
 	@status=0; \

@@ -59,7 +59,7 @@ def test_without_arguments_it_shows_how_to_use_it(command):
         (["--losses", "gfl", "nothing"], "Shipped in configs/losses", USAGE),
         (["--losses", "gfl", "vfl", "--data", "nowhere.yaml"], "nowhere.yaml", DATA),
         (["--losses", "gfl", "vfl", "--seed", "3"], "--seeds", USAGE),
-        (["--losses", "gfl", "vfl", "--jobs", "0"], "--jobs 0", USAGE),
+        (["--losses", "gfl", "vfl", "--jobs", "0"], "--jobs: '0'", USAGE),
         (["nothing.yaml"], "Shipped in configs/compare: ", USAGE),
         (["--from", "nowhere"], "no finished run", USAGE),
         (["--from", "a", "--losses", "b", "c"], "--losses: --from reports on finished runs", USAGE),

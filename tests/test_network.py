@@ -83,10 +83,12 @@ REACHING = {  # modules that could leave this machine or start something -> what
     "benchmarks.bccd": ("subprocess", "runs our own programs"),
     "benchmarks.comparison": ("subprocess", "runs our own programs"),
     "benchmarks.on_gpu": ("subprocess", "runs our own programs"),
+    "data.formats.coco": ("urllib.parse", "undoes %20 in the names of pictures"),
     "data.fetch": ("http.client socket urllib", "fetches what --download asks for"),
     "data.workers": ("multiprocessing", "watches the loader's processes"),
     "utils.comparison.runs": ("subprocess", "runs train.py and val.py"),
     "utils.environment": ("subprocess", "asks git for the commit"),
+    "utils.training.run_lock": ("socket", "the name of this host"),
     "utils.training.signals": ("multiprocessing socket", "processes to end; a pair of sockets hears signals"),
     "utils.training.trackers": ("wandb mlflow", "sends logs where --loggers asks for it"),
 }

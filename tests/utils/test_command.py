@@ -87,7 +87,7 @@ def in_shell(line: str, tmp_path: Path, *, text: str = "''", **environment) -> t
     script = tmp_path / "talk.py"
     script.write_text(TALK.replace("TEXT", text), encoding="utf-8")
     done = tmp_path / "done"
-    own = os.environ | {"TALK": f"{sys.executable} {script} {done}", "PYTHONPATH": str(ROOT)} | environment
+    own = os.environ | {"TALK": f"{sys.executable} {script} {done}"} | environment
     ended = subprocess.run(["bash", "-o", "pipefail", "-c", line], env=own, cwd=tmp_path, timeout=60)
     return ended.returncode, done.exists()
 

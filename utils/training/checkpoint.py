@@ -46,6 +46,8 @@ def _check_number(value: object) -> object:
 
 
 def _check_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    if "model" not in settings:  # its defaults would describe another network than that of the tensors
+        raise ValueError("has no section model")
     if any(isinstance(value, Tensor) for _, value in walk(settings)):
         raise ValueError("holds a tensor")
     return settings
@@ -296,7 +298,9 @@ def check_types(schema: type[BaseModel], content: dict[str, Any], path: Path) ->
         schema.model_validate(content)
     except ValidationError as error:
         first, *others = error.errors(include_url=False, include_context=False)
-        key = ".".join(show_key(part)[:80] for part in first["loc"])
+        # of a union, pydantic also names the branch that it tried: "literal[-1]", "function-after[...]"
+        places = [part for part in first["loc"] if not (isinstance(part, str) and part.endswith("]"))]
+        key = ".".join(show_key(part)[:80] for part in places)
         what = "is missing" if first["type"] == "missing" else f"is {show_found(first['input'])}"
         more = f" (and {len(others)} more)" if others else ""
         raise UserError(

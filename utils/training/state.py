@@ -87,20 +87,20 @@ class TrainState:
     def restore(self, content: dict[str, Any]) -> None:
         """Inverse of ``to_plain``; the shapes of all tensors must be those of this state.
 
-        The optimiser's settings stay those of our own configuration.
+        The optimiser's settings stay those of our own configuration; only the rate is that of the last step.
         """
         self.model.load_state_dict(content["model"])
         self.ema.model.load_state_dict(content["ema"])
         self.ema.updates.copy_(content["ema_updates"])
         settings = self.optimizer.state_dict()["param_groups"]
+        for own, saved in zip(settings, content["optimizer"]["param_groups"], strict=True):
+            own["lr"] = saved["lr"]  # of the last step: without it, a save before the next one would differ
         self.optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": settings})
         if content["scaler"] and self.scaler.is_enabled():  # fp16 before and now
             self.scaler.load_state_dict(content["scaler"])
         self.micro_batch = min(self.micro_batch, content["micro_batch"])
         self.epoch, self.batch, self.step = content["epoch"], content["batch"], content["step"]
-        measured = (
-            content["best"]["AP"] >= 0
-        )  # older runs kept COCO's -1, for nothing to measure, as a best AP
+        measured = content["best"]["AP"] >= 0  # older runs kept COCO's -1, for nothing to measure, as an AP
         self.best = dict(content["best"]) if measured else dict(NEVER)
 
 
