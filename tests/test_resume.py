@@ -95,7 +95,10 @@ def parts_that_differ(folder: Path, state: dict) -> list[str]:
 # anywhere
 
 
-@pytest.mark.parametrize("way", PAIRS, ids=str)
+# One of the pairs with every change is enough for `make test`; the others take half a minute each.
+@pytest.mark.parametrize(
+    "way", [PAIRS[0], *(pytest.param(way, marks=pytest.mark.slow) for way in PAIRS[1:])], ids=str
+)
 def test_stops_at_every_place_of_one_run_change_nothing(way, straight, more_shapes, tmp_path):
     """Five ends of epochs, ten steps and two odd places; workers, accumulation and cache by pairs."""
     whole, seen = straight(*way)
@@ -145,6 +148,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_settings_resume_exactly(name, flags):
     flags = [*flags, *OTHERS[name]]
@@ -153,6 +157,7 @@ def test_other_settings_resume_exactly(name, flags):
     assert compare_runs(whole, finish(folder)) == []
 
 
+@pytest.mark.slow
 def test_generators_that_the_model_draws_from_resume_exactly(flags, monkeypatch):
     """Those of Python, NumPy and torch, drawn from inside the step."""
     forward, drawn = Detector.forward, []
@@ -178,6 +183,7 @@ def test_generators_that_the_model_draws_from_resume_exactly(flags, monkeypatch)
 # the end of a run
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_on(flags):
     """At this rate nothing changes, so that the first epoch stays the best."""
     flags = [*flags, "--patience", 3, "--set", "train.lr=1e-12"]
@@ -187,6 +193,7 @@ def test_early_stopping_counts_on(flags):
     assert compare_runs(whole.folder, finish(folder)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [(3, 0), (2, 5)])
 def test_more_epochs_are_a_run_whose_schedule_has_as_many_from_that_step_on(place, flags):
     """Its learning rate, average and the end of the mosaics change at that batch and nowhere else."""
@@ -251,7 +258,11 @@ train_here(*flags)
 
 @pytest.mark.parametrize(
     ("where", "minutes", "place", "rows"),
-    [("step", 1e-6, (1, 6), "1"), ("last.pt", 10, (1, 0), "12"), ("best.pt", 10, (1, 0), "12")],
+    [
+        pytest.param("step", 1e-6, (1, 6), "1", marks=pytest.mark.slow),
+        ("last.pt", 10, (1, 0), "12"),
+        ("best.pt", 10, (1, 0), "12"),
+    ],
 )
 def test_a_killed_run_goes_on_from_its_last_save(
     where, minutes, place, rows, straight, more_shapes, tmp_path
@@ -322,6 +333,7 @@ def test_other_data_are_refused(edit, split, stopped, more_shapes, command):
     assert contents(stopped) == before and not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_other_workers_and_a_moved_data_set_change_nothing(stopped, straight, more_shapes, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.copytree(more_shapes.parent, moved)

@@ -180,6 +180,7 @@ def train_by_three(folder: str, data: str) -> None:
     assert go_on(ended.folder).code == OK
 
 
+@pytest.mark.slow
 def test_sums_over_three_ranks_are_rounded_alike(data, tmp_path):
     """Where a number lies in its bucket decides in which order its three summands are added."""
     on_ranks(train_by_three, tmp_path, data, count=3)
@@ -193,6 +194,7 @@ def go_on_for_an_epoch(folder: str) -> None:
     assert go_on(Path(folder), stop=StopAt((1, 10))).code == TERMINATED
 
 
+@pytest.mark.slow
 def test_the_number_of_ranks_may_change(straight, data, tmp_path):
     """Other rounding and statistics, the same pictures and boxes: one process, two ranks, one process."""
     ended = train_here(*flags_of(str(tmp_path), str(data), "plain"), stop=StopAt((0, 5)))

@@ -197,6 +197,7 @@ def test_golden_losses():
             assert now[name] == pytest.approx(value, rel=tolerance), (step, name, golden["torch"])
 
 
+@pytest.mark.slow
 def test_overfits_one_batch():
     values = overfit(150)
     assert values["AP"] >= 0.90 and values["AP50"] >= 0.99

@@ -315,11 +315,14 @@ def test_our_own_are_believed_also_of_schema_2(stopped, tmp_path, way):
 
 
 def test_settings_of_the_optimiser_are_our_own(stopped):
-    """Also where a checkpoint's are believed by nobody: restore takes the tensors alone."""
+    """Also where a checkpoint's are believed by nobody: restore takes the tensors and the last rate alone."""
     run = stopped("AdamW")
     model = build_detector(config_from_plain(run.content["config"]).model, len(run.content["names"]))
     state = start_state(model, TrainConfig(amp="off"), 100, torch.device("cpu"), micro_batch=4)
-    before = state.optimizer.state_dict()["param_groups"]
-    groups = [group | {"eps": 1e3, "capturable": True} for group in run.content["optimizer"]["param_groups"]]
+    before = [group | {"lr": 1e-3} for group in state.optimizer.state_dict()["param_groups"]]
+    groups = [
+        group | {"lr": 1e-3} | {"eps": 1e3, "capturable": True}
+        for group in run.content["optimizer"]["param_groups"]
+    ]
     state.restore(changed(run.content, ("optimizer", "param_groups"), groups))
     assert state.optimizer.state_dict()["param_groups"] == before
