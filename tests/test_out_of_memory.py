@@ -58,9 +58,16 @@ def check_same(short: Training, small: Training) -> None:
     [
         ((), Memory(4), [16, 8]),
         ((), Memory(8), [16]),
-        (("--micro-batch", 8), Memory(5, free=1), [8]),  # after a part has gone through, with its gradients
+        pytest.param(
+            ("--micro-batch", 8), Memory(5, free=1), [8], marks=pytest.mark.slow
+        ),  # after a part has gone through, with its gradients
         (("--set", "train.nominal_batch=32"), Memory(4, free=1), [16, 8]),  # in the second batch of a step
-        (("--micro-batch", 7, "--set", "train.optimizer=SGD"), Memory(4, free=1), [7]),
+        pytest.param(
+            ("--micro-batch", 7, "--set", "train.optimizer=SGD"),
+            Memory(4, free=1),
+            [7],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_it_is_as_if_the_parts_had_been_so_small_from_the_start(flags, capsys, more, memory, halved):
@@ -78,6 +85,7 @@ def test_it_is_as_if_the_parts_had_been_so_small_from_the_start(flags, capsys, m
     check_same(short, small)
 
 
+@pytest.mark.slow
 def test_the_flag_is_the_same(flags):
     short, small = set_up(*flags), set_up(*flags, "--micro-batch", 4)
     assert short.train(Memory(4)) == small.train() == 0

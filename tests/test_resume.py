@@ -122,6 +122,7 @@ def test_a_stop_at_any_place_changes_nothing(way, number, straight, more_shapes,
     assert compare_runs(whole, finish(folder)) == []
 
 
+@pytest.mark.slow
 def test_a_signal_during_validation_changes_nothing(straight, more_shapes, tmp_path, monkeypatch):
     """It ends the run there; validation begins anew."""
     evaluate, calls = train.evaluate, []
@@ -261,7 +262,7 @@ train_here(*flags)
     [
         pytest.param("step", 1e-6, (1, 6), "1", marks=pytest.mark.slow),
         ("last.pt", 10, (1, 0), "12"),
-        ("best.pt", 10, (1, 0), "12"),
+        pytest.param("best.pt", 10, (1, 0), "12", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_goes_on_from_its_last_save(

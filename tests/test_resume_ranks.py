@@ -137,7 +137,7 @@ def train_with_stops(folder: str, data: str, way: str) -> None:
     assert go_on(last).code == OK
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["plain", pytest.param("accumulated", marks=pytest.mark.slow)])
 def test_stops_change_nothing(straight, data, tmp_path, way):
     """Whichever rank is asked to stop, both do, before the same step."""
     on_ranks(train_with_stops, tmp_path, data, way)
@@ -160,6 +160,7 @@ def finish(folder: str) -> None:
     assert go_on(Path(folder)).code == OK
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_inside_the_epoch(straight, data, tmp_path):
     for ended in run_text(KILLED, 2, arguments=[str(tmp_path), str(data)]):
         assert ended.code == -signal.SIGKILL, ended.err

@@ -210,6 +210,7 @@ def check_alike(run) -> None:
         assert all(not differences(own, other) for other in distributed.gather(own))
 
 
+@pytest.mark.slow
 def test_a_rank_may_have_no_boxes_at_all(data, tmp_path):
     on_ranks(train_without_boxes, tmp_path, data)
     rows = read_rows(tmp_path / "exp")
@@ -245,7 +246,7 @@ def train_with_nan(folder: str, data: str, what: str) -> None:
     assert skipping.train() == 0
 
 
-@pytest.mark.parametrize("what", ["pixels", "losses"])
+@pytest.mark.parametrize("what", ["pixels", pytest.param("losses", marks=pytest.mark.slow)])
 def test_numbers_that_are_not_finite_on_one_rank_skip_the_step_of_all(data, tmp_path, what):
     """As if it had not been; the report names the pictures of all ranks, which share one normaliser."""
     on_ranks(train_with_nan, tmp_path, data, what)
@@ -273,6 +274,7 @@ def test_three_such_steps_in_a_row_end_all_ranks(data, tmp_path):
 # an error of one rank
 
 
+@pytest.mark.slow
 def test_out_of_memory_on_one_rank(data, tmp_path):
     """The job ends with the setting to go on with, and goes on with it, with as little memory as before."""
     short = "if len(images) > 2: raise torch.OutOfMemoryError('CUDA out of memory.')"

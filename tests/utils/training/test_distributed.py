@@ -213,6 +213,7 @@ run_main(session)
 """
 
 
+@pytest.mark.slow
 def test_interpreters_end_in_order_after_a_fault():
     """Whole processes: threads of a wrapped model that are still there would abort them."""
     survivor, failed = run_ranks(["-c", START + LEAVING], 2)

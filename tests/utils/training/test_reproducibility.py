@@ -147,6 +147,7 @@ print("same bits")
 """
 
 
+@pytest.mark.slow
 def test_training_steps_of_all_losses_run_deterministically():
     """No operation of a step lacks a deterministic version on the CPU, and none warns."""
     losses = sorted(path.stem for path in (ROOT / "configs" / "losses").glob("*.yaml"))
