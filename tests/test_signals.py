@@ -250,7 +250,7 @@ def test_a_signal_during_set_up_ends_it_and_leaves_nothing(moment, signal_in, mo
     ("moment", "call", "place"),
     [
         ("describe_run", 1, None),
-        ("end_epoch", 2, (2, 0)),
+        pytest.param("end_epoch", 2, (2, 0), marks=pytest.mark.slow),
         pytest.param("save_epoch", 2, (2, 0), marks=pytest.mark.slow),
         pytest.param("end_epoch", EPOCHS, (EPOCHS, 0), marks=pytest.mark.slow),
         pytest.param("load_detector", 1, (EPOCHS, 0), marks=pytest.mark.slow),

@@ -204,11 +204,11 @@ def test_bombs_are_refused_by_their_header(tmp_path, monkeypatch, name, content)
     assert len(content) < 2_000_000
     monkeypatch.setattr(cv2, "imdecode", None)
     monkeypatch.setattr(ImageFile.ImageFile, "load", None)
-    start = time.perf_counter()
+    start = time.process_time()
     for read in (decode_image, read_size):
         with pytest.raises(UserError, match=rf"{name}: .*200 megapixels .20000 x 20000 pixels"):
             read(path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_the_bomb_is_a_proper_picture(tmp_path):
@@ -421,28 +421,20 @@ def test_detect_decodes_the_whole_picture_only_to_draw(tmp_path, pixels, flags, 
 # cost, and real files
 
 
-def fastest(*calls) -> list[float]:
-    """Seconds of each call at its best; they take turns, so that other work on the machine hits all alike."""
-    times = [[] for _ in calls]
-    for _ in range(15):
-        for call, spent in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            call()
-            spent.append(time.perf_counter() - start)
-    return list(map(min, times))
+@pytest.mark.parametrize("reduction", [1, 4])
+def test_an_ordinary_jpeg_is_decoded_once_and_no_larger_than_asked(tmp_path, monkeypatch, reduction):
+    """Only a file without its end marker costs more decodings; seconds are for benchmarks."""
+    path = save(tmp_path / "a.jpg", encoded(np.zeros((64, 96, 3), np.uint8), "JPEG"))
+    sizes, imdecode = [], cv2.imdecode
 
+    def counted(*arguments):
+        pixels = imdecode(*arguments)
+        sizes.append(pixels.shape)
+        return pixels
 
-def test_ordinary_jpeg_costs_little_more_than_imdecode(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (960, 1280, 3)).astype(np.uint8)
-    content = encoded(cv2.GaussianBlur(noise, (0, 0), 3), "JPEG")
-    path, packed = save(tmp_path / "a.jpg", content), np.frombuffer(content, np.uint8)
-    bare, whole, reduced = fastest(
-        lambda: cv2.imdecode(packed, cv2.IMREAD_COLOR),
-        lambda: decode_image(path),
-        lambda: decode_image(path, reduction=4),
-    )
-    assert whole <= 2 * bare  # measured: 1.03
-    assert reduced <= bare  # measured: 0.45
+    monkeypatch.setattr(cv2, "imdecode", counted)
+    decode_image(path, reduction=reduction)
+    assert sizes == [(64 // reduction, 96 // reduction, 3)]
 
 
 @pytest.mark.skipif(not ODD_FILES.exists(), reason="/work/shared/datasets/odd_files is not here")

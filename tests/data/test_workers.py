@@ -207,6 +207,7 @@ def test_ctrl_c_leaves_no_worker_behind(start):
 
 
 @linux
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_worker_behind(start):
     process, pids = start(0)
     process.kill()

@@ -116,10 +116,10 @@ ENTITIES = {
 def test_entities_are_never_read(kind, monkeypatch):
     monkeypatch.setattr("builtins.open", lambda *_: pytest.fail("a file was opened"))
     monkeypatch.setattr("socket.socket", lambda *_: pytest.fail("the network was used"))
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(ValueError, match=r"the entity .* is not read"):
         parse_xml(ENTITIES[kind].encode())
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 def write(root, files, extra=""):
