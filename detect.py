@@ -59,8 +59,9 @@ def main() -> int:
             continue
         print(f"{printable(path)}: {summarise(found, detector.names)}{at_limit(found, limit)}")
         full += len(found.labels) >= limit
-        if is_deep(path) and is_featureless(decode_image(path, pixels=detector.pixels)):
-            lost.append(path)
+        if is_deep(path):  # of 8 bits nothing is mapped, so nothing is lost
+            whole = decode_image(path, pixels=detector.pixels) if picture is None else picture
+            lost += [path] * is_featureless(whole)
         with results_into(folder):
             results.write(path, picture, found)
     if full:

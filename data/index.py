@@ -144,7 +144,7 @@ def read_split(
     known = sources[1] + (sources[0] or [])  # the pictures of COCO are known only afterwards
     before = stat_files(known)
     found = _read(spec, split, sources, single_cls=single_cls, policy=label_errors)
-    after = stat_files(found.label_files + [os.fsdecode(path) for path in found.index.paths.tolist()])
+    after = stat_files(found.label_files + paths_of(found.index))
     if np.array_equal(before, after[: len(before)]):  # nobody wrote while we read
         after[_may_pass(found)] = GONE  # asked again by the next run
         save_arrays("labels", key, _to_entry(found, after))
@@ -283,10 +283,9 @@ def _what_changed(entry: dict[str, np.ndarray], sources: tuple[list[str] | None,
 
 def _to_entry(found: Found, stats: np.ndarray) -> dict[str, np.ndarray]:
     problems = json.dumps(found.problems).encode("utf-8", "surrogateescape")
-    paths = [os.fsdecode(path) for path in found.index.paths.tolist()]
     return found.index._asdict() | {
         "stats": stats,
-        "pictures": _pack_paths(paths),
+        "pictures": _pack_paths(paths_of(found.index)),
         "label_files": _pack_paths(found.label_files),
         "report": np.array(found.report, np.int64),
         "problems": np.frombuffer(problems, np.uint8),

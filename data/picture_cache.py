@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from data.cache import cache_folder, stat_files
-from data.index import Index, path_of
+from data.index import Index, path_of, paths_of
 from data.letterbox import resize
 from data.pictures import DecodedPictures, fitted_sizes
 from data.pixels import AS_STORED, Pixels
@@ -190,7 +190,7 @@ def _key(job: _Job) -> str:
 
 def _stamp(job: _Job) -> bytes:
     """What the pixels were made from: changes with any file's size, time of change or picture size."""
-    stats = stat_files([str(path_of(job.index, i)) for i in range(len(job.sizes))])
+    stats = stat_files(paths_of(job.index))
     content = stats.tobytes() + job.index.sizes.tobytes()
     return VERSION.to_bytes(4, "little") + hashlib.sha256(content).digest()
 

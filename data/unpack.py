@@ -8,6 +8,7 @@ disk has free less ``RESERVE``. Sizes are bytes.
 """
 
 import bz2
+import errno
 import gzip
 import lzma
 import os
@@ -35,8 +36,7 @@ MAX_RATIO = 200  # deflate can reach 1,032; pictures reach 1, label files in a .
 SMALL = 64 * 2**20
 RESERVE = 256 * 2**20
 # What comes out of an archive: nothing that Python, a shell or a linker would ever run or read on its own.
-KEPT = (*SUFFIXES, ".gif", ".jpe", ".jfif", ".pbm", ".pnm")
-KEPT = (*KEPT, ".txt", ".md", ".names", ".data", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml")
+KEPT = (*SUFFIXES, ".txt", ".md", ".names", ".data", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml")
 KEPT_NAMES = ("readme", "license", "licence", "copying", "notice")  # files that have no ending
 SPECIAL = "is a link, a device, a pipe or a sparse file"
 STEERING = r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"  # in names: control, direction
@@ -77,7 +77,9 @@ def unpack(archive: Path, folder: Path) -> Unpacked:
     try:
         return _write_members(archive, folder)
     except (*BROKEN, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # bz2, gzip: OSError without a number
+        # Of the disk, and not of the archive: bz2 and gzip raise OSError without a number, and EINVAL is a
+        # place before the file's beginning, to which a spoilt zip directory leads.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise Refused(f"the archive is damaged: {error}. Fetch it again") from error
 

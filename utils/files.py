@@ -3,11 +3,14 @@
 import codecs
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+PART = re.compile(r"\.[0-9a-f]{12}\.part")  # a file that ``replacing`` has not finished
 
 
 def open_regular(path: str | Path, *, most: float = float("inf")) -> BinaryIO:
@@ -60,6 +63,8 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 def discard_parts(folder: Path) -> None:
     """Remove what killed processes left of results in a folder that nobody else writes into now."""
     for part in folder.glob(".*.part"):
+        if not PART.fullmatch(part.name):
+            continue  # a user's, who may keep what they like in a run's folder
         with suppress(OSError):
             part.unlink()
 

@@ -26,6 +26,7 @@ from data.formats.coco_values import (
     to_side,
 )
 from data.formats.labels import RawLabels
+from data.formats.nearby import path_tails
 from data.formats.problems import Problem
 from data.formats.units import xywh_unit
 from utils.errors import DATA, UserError
@@ -217,10 +218,8 @@ def find_picture(folder: str | Path, name: str) -> str:
     if os.path.exists(path):
         return path
     for spelled in dict.fromkeys((name, unquote(name))):  # addresses write a blank as %20
-        parts = spelled.split("?")[0].replace("\\", "/").replace("\0", "/").split("/")
-        parts = [part for part in parts if part not in ("", ".", "..")]
-        for start in range(len(parts)):
-            near = os.path.join(folder, *parts[start:])
+        for tail in path_tails(spelled.split("?")[0].replace("\0", "/")):
+            near = os.path.join(folder, tail)
             if os.path.isfile(near):
                 return near
     return path

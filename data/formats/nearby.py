@@ -67,13 +67,17 @@ def other_yamls(folder: Path) -> str:
 
 def tail_below(folders: Sequence[Path], entry: str) -> tuple[Path, str] | None:
     """Folder and longest end of the path ``entry``, of another machine or place, that is there in it."""
-    parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    for start in range(1, len(parts)):
-        tail = "/".join(parts[start:])
+    for tail in path_tails(entry)[1:]:
         for folder in folders:
             if os.path.exists(folder / tail):
                 return folder, tail
     return None
+
+
+def path_tails(path: str) -> list[str]:
+    """``a\\b/c`` -> ``a/b/c``, ``b/c``, ``c``: what a path of another place may be called here."""
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:

@@ -12,7 +12,8 @@ from data.formats.sources import list_pictures
 from data.index import load_split, path_of, read_split
 from data.prepare import prepare_data
 from data.spec import find_data_yaml, load_data_spec
-from utils.errors import DATA, UserError
+from tests.data.reading import error_of, load
+from utils.errors import UserError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "datasets"
 SIZES = {"b": (40, 20), "a": (30, 50), "c": (16, 16)}  # width, height
@@ -90,17 +91,6 @@ def write_yolo(root):
         (root / "labels" / f"{stem}.txt").write_text(text, encoding="utf-8")
     (root / "data.yaml").write_text("train: images\nnames: [cat, dog]\n", encoding="utf-8")
     return root / "data.yaml"
-
-
-def load(yaml, **options):
-    return load_split(load_data_spec(yaml), "train", **options)
-
-
-def error_of(yaml, **options):
-    with pytest.raises(UserError) as error:
-        load(yaml, **options)
-    assert error.value.code == DATA
-    return str(error.value)
 
 
 def sorted_rows(index):

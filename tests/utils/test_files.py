@@ -14,7 +14,7 @@ from data.spec import load_data_spec
 from tests.data.test_formats import make_pictures, write_coco, write_voc, write_yolo
 from utils.config_files import load_config, read_yaml
 from utils.errors import NOT_SAVED, UserError
-from utils.files import fit_name, open_regular, replacing, write_to, write_whole
+from utils.files import discard_parts, fit_name, open_regular, replacing, write_to, write_whole
 from utils.training.checkpoint import load_checkpoint
 from utils.training.run_folder import results_into
 
@@ -192,3 +192,13 @@ def test_a_folder_in_the_way_of_a_result_is_named(tmp_path):
 def test_a_result_may_have_the_longest_name(tmp_path):
     write_whole(tmp_path / ("x" * 255), b"1")
     assert [len(name) for name in os.listdir(tmp_path)] == [255]
+
+
+def test_only_unfinished_results_are_discarded(tmp_path):
+    """What a killed process left goes; what a user keeps in the folder of a run stays."""
+    with replacing(tmp_path / "results.csv"):
+        (at_work,) = tmp_path.iterdir()
+    (tmp_path / at_work.name).write_text("of a process that was killed")
+    (tmp_path / ".note.part").write_text("the user's")
+    discard_parts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".note.part", "results.csv"]

@@ -298,14 +298,28 @@ def check_types(schema: type[BaseModel], content: dict[str, Any], path: Path) ->
         schema.model_validate(content)
     except ValidationError as error:
         first, *others = error.errors(include_url=False, include_context=False)
-        # of a union, pydantic also names the branch that it tried: "literal[-1]", "function-after[...]"
-        places = [part for part in first["loc"] if not (isinstance(part, str) and part.endswith("]"))]
-        key = ".".join(show_key(part)[:80] for part in places)
+        key = ".".join(show_key(part)[:80] for part in _keys_of(first, content))
         what = "is missing" if first["type"] == "missing" else f"is {show_found(first['input'])}"
         more = f" (and {len(others)} more)" if others else ""
         raise UserError(
             f"{path} is damaged, or was changed: {key} {what}: {first['msg'].lower()}{more}. {REMEDY}"
         ) from error
+
+
+def _keys_of(error: Mapping[str, Any], content: object) -> list[str | int]:
+    """The keys that lead to the place of pydantic's ``error`` in ``content``.
+
+    Of a union pydantic also names the branch that it tried ("_Scaler", "literal[-1]"), which is no key.
+    """
+    keys: list[str | int] = []
+    for part in error["loc"]:
+        is_item = isinstance(content, (list, tuple)) and type(part) is int
+        if is_item or (isinstance(content, Mapping) and part in content):
+            content = content[part]
+        elif error["type"] != "missing" or part != error["loc"][-1]:
+            continue
+        keys.append(part)
+    return keys
 
 
 def show_found(value: object) -> str:

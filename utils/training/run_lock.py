@@ -221,7 +221,7 @@ def _look(path: Path) -> Seen:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"{path} cannot be read ({reason}), so another process may be at work there: see to it, or "
-            "choose another --name"
+            "choose another folder"
         ) from error
 
 

@@ -5,9 +5,7 @@ import pytest
 from PIL import Image
 
 from data.formats.row_tasks import looks_like_pose
-from data.index import load_split
-from data.spec import load_data_spec
-from utils.errors import DATA, UserError
+from tests.data.reading import error_of, load
 
 
 def pose_rows(rng, count, keypoints, *, dims=2, low=0.05, high=0.6, hidden=0.2):
@@ -46,17 +44,6 @@ def write(root, texts, extra=""):
         (root / "labels" / f"{number}.txt").write_text(text)
     (root / "data.yaml").write_text(f"train: images\nnames: [a]\n{extra}\n")
     return root / "data.yaml"
-
-
-def load(yaml, **options):
-    return load_split(load_data_spec(yaml), "train", **options)
-
-
-def error_of(yaml, **options):
-    with pytest.raises(UserError) as error:
-        load(yaml, **options)
-    assert error.value.code == DATA
-    return str(error.value)
 
 
 SHAPES = [(1, 2), (2, 2), (4, 2), (5, 2), (17, 2), (1, 3), (2, 3), (4, 3), (5, 3), (17, 3)]
