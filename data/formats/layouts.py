@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data.formats.coco import ROBOFLOW
 from data.formats.listing import read_lines
-from data.formats.nearby import other_yamls
+from data.formats.nearby import other_yamls, path_tails
 from data.formats.sources import SPLITS, DataSpec, list_pictures, resolve_entry, spec_error
 from data.formats.voc import label_paths_of as xml_paths_of
 from data.formats.yolo import label_paths_of
@@ -74,9 +74,7 @@ def read_darknet(path: Path) -> dict:
 
 def _tail_in(folder: Path, name: str) -> str:
     """The longest end of a path that is in ``folder``, else the path."""
-    parts = name.replace("\\", "/").split("/")
-    tails = ("/".join(parts[place:]) for place in range(len(parts)))
-    return next((tail for tail in tails if tail and os.path.exists(folder / tail)), name)
+    return next((tail for tail in path_tails(name) if os.path.exists(folder / tail)), name)
 
 
 def _find_darknet(folder: Path) -> Path | None:
