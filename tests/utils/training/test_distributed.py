@@ -1,6 +1,7 @@
 """The processes of a run: right alone, together (gloo, on the CPU), and when one of them is gone."""
 
 import os
+import sys
 import time
 
 import pytest
@@ -282,6 +283,27 @@ def test_what_all_ranks_find_is_told_once():
     first, second = run(WAITING, "raise UserError('no such file: x.pt')")
     assert first.code == second.code == 2
     assert (first.err, second.err) == ("error: no such file: x.pt\n", "")
+
+
+@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [(endings.GRACE, "")])])
+def test_what_all_ranks_find_is_said_at_once_by_the_first_alone(rank, waits, monkeypatch, capsys):
+    """The others wait first: by then torchrun has ended them, if the first one found it, too."""
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    waited = []
+
+    def wait(seconds: float) -> None:
+        waited.append((seconds, capsys.readouterr().err))
+
+    def find_mistake() -> None:
+        with distributed.told_once():
+            print("a mistake", file=sys.stderr)
+            raise SystemExit(2)
+
+    monkeypatch.setattr(distributed.time, "sleep", wait)
+    with pytest.raises(SystemExit):
+        find_mistake()
+    assert (waited, capsys.readouterr().err) == (waits, "a mistake\n")
 
 
 def test_partners_that_never_come_are_an_error():
