@@ -54,7 +54,7 @@ def test_such_a_run_goes_on_and_its_last_screen_names_last_pt(command, unmeasure
     assert "warning val    no box counts, so AP cannot be measured: the label files hold no box" in result.out
     assert WARNING in result.out and f"detect.py --weights {folder}/weights/last.pt" in result.out
     last = result.out.splitlines()[-1]
-    assert last.startswith("finished: 4 of 4 epochs") and "-1" not in last
+    assert last.startswith("finished: 4 of 4 epochs") and "AP -1" not in last
     assert "no AP, as no box in val counts, and no best.pt: weights/last.pt is the one to use" in last
 
 

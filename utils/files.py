@@ -5,11 +5,16 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
+FILES = 256  # a call of what ``read_many`` is given
+THREADS = 4
+Read = TypeVar("Read")
 PART = re.compile(r"\.[0-9a-f]{12}\.part")  # a file that ``replacing`` has not finished
 
 
@@ -25,6 +30,23 @@ def open_regular(path: str | Path, *, most: float = float("inf")) -> BinaryIO:
     if state.st_size > most:
         raise ValueError(f"{state.st_size:,} bytes are more than the limit of {most:,}")
     return open(path, "rb")
+
+
+def read_many(read: Callable[[Sequence[str]], Read], paths: Sequence[str]) -> Iterator[Read]:
+    """``read`` of ``FILES`` paths at a time, in order; by threads from where the disk is waited for.
+
+    Not before: files in memory leave threads nothing to wait for but each other, as Python runs one at a
+    time. Four of them took 2.4 times as long as one for 100,000 label files (``benchmarks/indexing.py``).
+    """
+    parts = [paths[start : start + FILES] for start in range(0, len(paths), FILES)]
+    waited = False
+    while parts and not waited:
+        begun, busy = time.perf_counter(), time.thread_time()
+        yield read(parts.pop(0))
+        busy = time.thread_time() - busy
+        waited = time.perf_counter() - begun > 2 * busy
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from pool.map(read, parts)
 
 
 def plain_text(data: bytes) -> bytes:

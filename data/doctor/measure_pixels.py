@@ -15,11 +15,11 @@ from data.images import is_deep, read_stored
 from data.pixels import Measured, choose_range
 from utils.config import Config
 from utils.errors import UserError
+from utils.files import read_many
 
 VERSION = 1  # goes up whenever reading stored values gives something else
 MOST_READ = 500  # deep pictures whose values are read
-THREADS = 4
-CHUNK = 256  # headers a task
+THREADS = 4  # that decode
 COLUMNS = {  # of a cache entry
     "state": Column("uint8", (32,)),  # digest of paths and stats
     "counts": Column("int64", (3,)),
@@ -46,10 +46,9 @@ def measure_pixels(
         return Measured(
             *entry["counts"].tolist(), tuple(entry["types"].tolist()), low, high, bool(entry["whole"])
         )
-    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    deep = [path for part in read_many(_deep_ones, paths) for path in part]
+    chosen = [deep[i] for i in _spread(len(deep), MOST_READ)]
     with ThreadPoolExecutor(THREADS) as pool:
-        deep = [path for part in pool.map(_deep_ones, chunks) for path in part]
-        chosen = [deep[i] for i in _spread(len(deep), MOST_READ)]
         read = [values for values in pool.map(lambda path: _extremes(path, bands), chosen) if values]
     found = Measured(
         num_pictures=len(paths),

@@ -2,7 +2,6 @@
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +15,9 @@ from data.formats.sources import DataSpec, coco_files, coco_folder, list_picture
 from data.formats.units import unit_of
 from data.images import read_size
 from utils.errors import DATA, NothingThereError, UserError
+from utils.files import read_many
 from utils.wording import printable
 
-THREADS = 4  # they wait for the disk
-CHUNK = 256  # pictures a task
 MAX_ID_DIGITS = 15  # evaluators hold ids as float64, exact to 2^53
 MAX_ID = 2**53
 NO_IDS = np.zeros(0, "S1")
@@ -72,9 +70,7 @@ def picture_ids_of(pictures: list[str]) -> np.ndarray:
 
 def read_sizes(pictures: list[str]) -> tuple[np.ndarray, list[Problem]]:
     """(N, 2) int32 height, width from the headers; 0, 0 and a problem where a picture cannot be read."""
-    chunks = [pictures[start : start + CHUNK] for start in range(0, len(pictures), CHUNK)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        parts = list(pool.map(_read_sizes, chunks))
+    parts = list(read_many(_read_sizes, pictures))
     sizes = [size for part, _ in parts for size in part]
     return np.array(sizes, np.int32).reshape(-1, 2), [problem for _, part in parts for problem in part]
 

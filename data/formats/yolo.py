@@ -8,7 +8,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
@@ -20,13 +20,11 @@ from data.formats.row_tasks import LongRow, explain_pose, sample_rows
 from data.formats.yolo_rows import BOX_COLUMNS, UNSAID, ParsedRows, RowRule, box_of, parse_labels
 from data.formats.yolo_units import ABOVE_ONE, REMEDY, Written, centres_unit
 from utils.errors import DATA, UserError
-from utils.files import open_regular
+from utils.files import open_regular, read_many
 
 MAX_BYTES = 20_000_000  # 300 polygons of 4,000 points
 FRACTIONS = Written("fractions", corners=False)  # as it should be
 FOUR_POINTS = 9  # columns of a polygon of four points, as of a rotated box
-THREADS = 4  # they wait for the disk
-CHUNK = 256  # files a task
 
 FINE, NOT_FINITE, NOT_WHOLE, NO_CLASS, IN_PIXELS, NEGATIVE = range(6)
 KINDS = {
@@ -61,12 +59,10 @@ def read_labels(
 
     Raises ``UserError`` where the rows look like another task's and the YAML, ``rule``, does not say so.
     """
-    chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
     found = _no_files()
-    with ThreadPoolExecutor(THREADS) as pool:
-        for part in pool.map(lambda chunk: _read_chunk(chunk, rule), chunks):
-            for whole, piece in zip(found, part, strict=True):
-                whole.extend(piece)
+    for part in read_many(partial(_read_chunk, rule=rule), files):
+        for whole, piece in zip(found, part, strict=True):
+            whole.extend(piece)
     columns = Counter(found.columns)
     unsaid = not rule.pose_columns and not rule.polygons
     if unsaid and (text := explain_pose(found.long_rows, columns)):

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +15,15 @@ from data.spec import load_data_spec
 from tests.data.test_formats import make_pictures, write_coco, write_voc, write_yolo
 from utils.config_files import load_config, read_yaml
 from utils.errors import NOT_SAVED, UserError
-from utils.files import discard_parts, fit_name, open_regular, replacing, write_to, write_whole
+from utils.files import (
+    discard_parts,
+    fit_name,
+    open_regular,
+    read_many,
+    replacing,
+    write_to,
+    write_whole,
+)
 from utils.training.checkpoint import load_checkpoint
 from utils.training.run_folder import results_into
 
@@ -202,3 +211,26 @@ def test_only_unfinished_results_are_discarded(tmp_path):
     (tmp_path / ".note.part").write_text("the user's")
     discard_parts(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".note.part", "results.csv"]
+
+
+@pytest.mark.parametrize(("seconds", "alone"), [([0.19] * 11, 11), ([0.19, 0.19, 0.21, 0.19], 3)])
+def test_files_are_read_in_order_by_threads_only_from_where_the_disk_is_waited_for(
+    monkeypatch, seconds, alone
+):
+    paths, readers, clocks = [str(number) for number in range(2563)], [], {"wall": 0.0, "busy": 0.0}
+    monkeypatch.setattr("utils.files.time.perf_counter", lambda: clocks["wall"])
+    monkeypatch.setattr("utils.files.time.thread_time", lambda: clocks["busy"])
+
+    def read(part):
+        readers.append(threading.get_ident())
+        clocks["wall"] += seconds[min(len(readers), len(seconds)) - 1]
+        clocks["busy"] += 0.1
+        return list(part)
+
+    assert [path for part in read_many(read, paths) for path in part] == paths
+    assert len(readers) == 11 and readers[:alone] == [threading.get_ident()] * alone
+    assert threading.get_ident() not in readers[alone:]
+
+
+def test_of_no_files_nothing_is_read():
+    assert list(read_many(lambda part: pytest.fail("asked"), [])) == []
