@@ -25,6 +25,7 @@ import numpy as np
 from numpy.random import Generator, Philox
 
 from utils.errors import DATA, USAGE, UserError, run_main
+from utils.files import open_regular
 
 CLASSES = ("circle", "triangle", "star", "ring", "cross", "crescent")
 SPLITS = ("train", "val")
@@ -226,9 +227,10 @@ def write_split(folder: Path, split: str, count: int, seed: int, sides: Pair) ->
 def read_recipe(folder: Path) -> dict | None:
     """The recipe a finished shapes folder was made by; None where the folder is missing or not ours."""
     try:
-        recipe = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        with open_regular(folder / RECORD, most=2**16) as file:
+            recipe = json.loads(file.read())
         return recipe if recipe["made_by"] == MADE_BY else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

@@ -185,6 +185,12 @@ def test_foreign_folders_are_refused_and_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_pipe_as_its_record_makes_a_folder_foreign(tmp_path):
+    os.mkfifo(tmp_path / shapes.RECORD)
+    with pytest.raises(UserError, match=r"not made by data\.shapes"):
+        shapes.make_shapes(tmp_path, num_train=1, num_val=1)
+
+
 def test_same_recipe_is_left_alone_and_another_one_replaces(tmp_path, monkeypatch):
     root = tmp_path / "a"
     root.mkdir()  # an empty folder is nobody's

@@ -188,6 +188,8 @@ def _start(plan: Plan, run: Run, slot: Slot) -> Process:
 def _open_log(run: Run) -> TextIO:
     """The run's log, locked for as long as a process has it open."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(run.log) and not run.log.is_file():  # a pipe would be waited for
+        raise UserError(f"{run.log} is in the way of a log: not a regular file. Move it away")
     log = open(run.log, "a", encoding="utf-8")  # noqa: SIM115, the caller closes it
     deadline = time.monotonic() + PATIENCE
     while True:

@@ -242,6 +242,14 @@ def test_a_training_that_outlives_a_killed_comparison_is_not_started_twice(plan,
     assert order()[1] == "a-seed0 resumed"
 
 
+def test_a_pipe_in_place_of_a_log_is_not_waited_for(plan):
+    log = plan.runs[0].log
+    log.parent.mkdir(parents=True)
+    os.mkfifo(log)
+    with pytest.raises(UserError, match="is in the way of a log: not a regular file"):
+        run_all(plan, [SLOT])
+
+
 # slots
 
 
