@@ -92,9 +92,9 @@ def find_pictures(source: str) -> list[Path]:
     Paths in a list are absolute, or relative to the file's folder.
     """
     path = Path(source).expanduser()
-    if path.is_dir() or (path.suffix.lower() == ".txt" and path.is_file()):
+    if os.path.isdir(path) or (path.suffix.lower() == ".txt" and os.path.isfile(path)):
         found = _listed_pictures(path)
-    elif path.is_file():
+    elif os.path.isfile(path):
         found = [path]
     else:
         found = list(map(Path, find_matching(str(path))))
@@ -110,7 +110,7 @@ def find_pictures(source: str) -> list[Path]:
 def _listed_pictures(path: Path) -> list[Path]:
     """The pictures of a folder, sorted, or of a list file, in its order."""
     try:
-        if path.is_dir():
+        if os.path.isdir(path):
             found = list(walk_pictures(path, SUFFIXES + OTHER_PICTURES, most_idle=MOST_LOOKS))
             if left := describe_left_out(found):
                 print(left)

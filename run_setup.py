@@ -1,5 +1,6 @@
 """From flags to a training that is ready to begin, or to go on: settings, data, model, run folder."""
 
+import os
 import shlex
 import sys
 import time
@@ -96,7 +97,7 @@ class Run:
 
     def is_finished(self) -> bool:
         """Whether nothing is left to do; then it says so. A collective: rank 0 looks for metrics.json."""
-        finished = self.state.is_over(self.cfg.train) and (self.folder / "metrics.json").exists()
+        finished = self.state.is_over(self.cfg.train) and os.path.exists(self.folder / "metrics.json")
         if finished and distributed.rank() == 0:
             done, asked = self.state.epoch, self.cfg.train.epochs
             how = f"--epochs {2 * done}" if done >= asked else "--patience 0"
@@ -143,7 +144,7 @@ def read_settings(args: Namespace, lock: RunLock) -> tuple[Resolved, Resumed | N
         check_download(args)
     folder = last.parent.parent if last else Path(args.project) / args.name
     goes_there = last or args.exist_ok or args.resume == "auto"
-    if goes_there and folder.is_dir() and not args.show_plan and distributed.is_first_process():
+    if goes_there and os.path.isdir(folder) and not args.show_plan and distributed.is_first_process():
         lock.take(folder)
         last = find_resumed(args)  # as whoever had it until now has left it
     if not last:

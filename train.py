@@ -1,5 +1,7 @@
 """Train a detector: ``python train.py --data data.yaml --cfg n``; without arguments, the demo."""
 
+import os
+
 from utils.command import begin_command
 
 if __name__ == "__main__":
@@ -320,7 +322,7 @@ def finish(run: Run, *, plots: bool) -> None:
     given_on = weights.with_suffix(".safetensors")
     print(
         f"\nresults: {run.folder}\n"
-        + (f"to give on:            {given_on}\n" if given_on.exists() and name == "best.pt" else "")
+        + (f"to give on:            {given_on}\n" if os.path.exists(given_on) and name == "best.pt" else "")
         + f"to detect:             python detect.py --weights {weights} --source <pictures>\n"
         f"to train on your data: python train.py --data <your data.yaml> --cfg n --epochs 100\n"
         f"{run.summary()}"

@@ -111,8 +111,8 @@ def _check_out(out: str | Path) -> Path:
     path = Path(out).expanduser().resolve()
     if os.path.ismount(path):  # cannot be replaced
         raise UserError(f"--out {path}: another file system begins here; name a new folder inside it", USAGE)
-    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
-        what = "a folder that is not empty" if path.is_dir() else "not a folder"
+    if os.path.lexists(path) and not (os.path.isdir(path) and not any(path.iterdir())):
+        what = "a folder that is not empty" if os.path.isdir(path) else "not a folder"
         raise UserError(f"--out {path}: this is {what}; nothing is overwritten, so name a new folder", USAGE)
     return path
 
@@ -149,7 +149,7 @@ def _publish(parts: list[Part], category_ids: Sequence[int], target: Target) -> 
                     write_coco(new, part, target.names, category_ids)
                 used = _place_pictures(new, part, target, used)
             (new / "data.yaml").write_text(_format_yaml(parts, target), encoding="utf-8")
-            if out.is_dir():
+            if os.path.isdir(out):
                 out.rmdir()  # empty, else it stays and this fails
             os.rename(new, out)
     except OSError as error:

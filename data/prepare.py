@@ -22,7 +22,7 @@ def prepare_data(path: str | Path, *, root: str | Path = DATA_ROOT, download: bo
     process, before ``load_data_spec``.
     """
     yaml = find_data_yaml(path)
-    if download and yaml.is_dir():
+    if download and os.path.isdir(yaml):
         print(f"{yaml}: the folder has no data.yaml that would say from where: nothing to fetch")
     elif download:
         _fetch_missing(yaml, root)

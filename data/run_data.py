@@ -1,6 +1,7 @@
 """Everything a training reads: both splits, as loaders and as ground truth."""
 
 import json
+import os
 import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -78,7 +79,7 @@ def check_reachable(indexes: Iterable[Index]) -> None:
 
     def look() -> None:
         for path in (path_of(index, 0) for index in indexes if len(index.paths)):
-            if not path.exists():
+            if not os.path.exists(path):
                 raise UserError(
                     f"{path} is not on {platform.node()}: all machines of a run need the data set at the "
                     "same path; put it on a disk they share, or copy it to each",

@@ -266,7 +266,7 @@ def make_shapes(
     recipe = {"made_by": MADE_BY, "version": VERSION, **counts, "seed": seed, "sides": list(sides)}
     if (found := read_recipe(root)) == recipe:
         return
-    if found is None and root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if found is None and os.path.exists(root) and (not os.path.isdir(root) or any(root.iterdir())):
         raise UserError(f"{root}: not made by data.shapes: move it away or choose another --root", DATA)
     try:
         root.parent.mkdir(parents=True, exist_ok=True)

@@ -89,7 +89,7 @@ def _is_absent(key: str, content: dict) -> bool:
 
 
 def _read_content(yaml: Path) -> dict:
-    if yaml.is_dir():
+    if os.path.isdir(yaml):
         return guess_content(yaml)
     return read_darknet(yaml) if yaml.suffix == ".data" else read_yaml(yaml, code=DATA)
 
@@ -153,12 +153,12 @@ def find_place(yaml: Path, content: Mapping, root: str | Path) -> Place:
     Where no folder ``path`` exists, the data set's own folder below ``root`` stands for it; where that does
     not exist either, all candidates do: a later error names them.
     """
-    path, beside = content.get("path"), yaml if yaml.is_dir() else yaml.parent
+    path, beside = content.get("path"), yaml if os.path.isdir(yaml) else yaml.parent
     if not isinstance(path, str | None):
         raise spec_error(yaml, f"path: {show(path)} is not the name of a folder")
     tried = [join(base, path) for base in (beside, Path.cwd())] if path is not None else []
     roots = [item for item in tried if os.path.isdir(item)][:1]
-    if yaml.is_dir():
+    if os.path.isdir(yaml):
         return Place(tuple(dict.fromkeys((*(roots or tried), beside, Path.cwd()))), None, (), "")
     folder, downloads = folder_of(yaml, path, root), read_downloads(yaml, content.get("download"))
     state = download_state(folder, downloads)
@@ -316,7 +316,7 @@ def _read_names(yaml: Path, content: dict) -> tuple[str, ...]:
         names = [f"class{index}" for index in range(count)]
     if isinstance(names, dict):
         names = _names_of_map(yaml, names)
-    if not names and yaml.is_dir():
+    if not names and os.path.isdir(yaml):
         remedy = "write classes.txt, one name a line, into the folder, or a data.yaml with names"
         raise spec_error(yaml, f"there are no class names: {other_yamls(yaml) or remedy}")
     if not isinstance(names, list) or not names:

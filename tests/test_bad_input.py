@@ -178,3 +178,28 @@ def assert_clean(result) -> None:
     """One message, no traceback, and nothing written."""
     assert "Traceback" not in result.err and "error: " in result.err
     assert not Path("runs").exists()
+
+
+TOO_LONG = "n" * 300
+NAMED = {  # command -> flags in which a file or folder is named
+    "train": ("--hyp", "--cfg", "--data", "--weights", "--loss", "--resume", "--project", "--name"),
+    "val": ("--data", "--project", "--name"),
+    "detect": ("--source", "--weights"),
+    "data.check": ("--data",),
+    "data.convert": ("--out",),
+    "data.shapes": ("--root",),
+}
+
+
+@pytest.mark.parametrize(("script", "flag"), [(script, flag) for script in NAMED for flag in NAMED[script]])
+def test_names_that_no_disk_holds(command, shapes, tiny, trained_tiny, script, flag):
+    """Looking such a file up is an error of the system, as it is behind a folder one may not enter."""
+    use = ["--weights", trained_tiny, "--device", "cpu"]
+    before = {
+        "train": ["--data", shapes, *tiny, "--epochs", 1, "--exist-ok"],
+        "val": [*use, "--workers", 0, "--exist-ok"],
+        "detect": [*use, "--source", shapes.parent],
+        "data.convert": ["--data", shapes, "--to", "coco"],
+    }
+    result = command(script, *before.get(script, ()), flag, TOO_LONG)
+    assert result.code in (USAGE, DATA) and "n" * 50 in result.err and "Traceback" not in result.err

@@ -1,6 +1,7 @@
 """From parsed flags to a configuration: which flag is which setting, and what a program starts from."""
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,10 +137,12 @@ def find_resumed(args: argparse.Namespace) -> Path | None:
         return find_latest(args.project) if args.resume else None
     auto = args.resume == "auto"
     path = Path(args.project) / args.name if auto else Path(args.resume)
-    last = path if path.suffix and not path.is_dir() else path / "weights" / "last.pt"
-    if path.name == "weights" and path.is_dir():
+    last = path if path.suffix and not os.path.isdir(path) else path / "weights" / "last.pt"
+    if path.name == "weights" and os.path.isdir(path):
         last = path / "last.pt"
-    saved = last.is_file() or previous_generation(last).is_file()  # the one that a killed save left
+    saved = os.path.isfile(last) or os.path.isfile(
+        previous_generation(last)
+    )  # the one that a killed save left
     if auto:
         return last if saved else None
     if not saved:

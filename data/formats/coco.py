@@ -398,7 +398,8 @@ def _find_category(categories: Ids | None, value: object) -> int:
 def _annotation_problem(file: CocoFile, number: int, text: str, kind: str) -> Problem:
     """``annotation id 17 of picture a.jpg (annotations[3]): ...``."""
     annotation = file.annotations[number]
-    shown = "annotation" + f" id {show_value(annotation['id'])}" * (annotation.get("id") is not None)
+    known = annotation.get("id")
+    shown = "annotation" if known is None else f"annotation id {show_value(known)}"
     image = file.image_ids.find(annotation.get("image_id"))
     name = file.images[image].get("file_name") if image is not None else None
     shown += f" of picture {printable(name)}" * isinstance(name, str)

@@ -61,7 +61,7 @@ def _is_of_another(folder: str, picture: str) -> bool:
 def other_yamls(folder: Path) -> str:
     """What to do about other YAML files in ``folder``, or a data.yaml one level below; '' without any."""
     found = sorted(path for pattern in ("*.y*ml", "*/data.y*ml") for path in folder.glob(pattern))
-    found = [path for path in found if path.is_file()]
+    found = [path for path in found if os.path.isfile(path)]
     return f"{found[0]} is there: give it as --data, if it is the data set's" if found else ""
 
 

@@ -1,5 +1,6 @@
 """A comparison of runs that are finished already: which belong together, and whether they may be compared."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -67,7 +68,7 @@ def _find_runs(folders: Sequence[str]) -> list[Path]:
     for given in map(Path, folders):
         inside = (
             [given]
-            if (given / "weights").is_dir()
+            if os.path.isdir(given / "weights")
             else [path.parent.parent for path in sorted(given.rglob("weights/last.pt"))]
         )
         whole = [path for path in inside if Run("", 0, path, path, path).is_trained]

@@ -65,7 +65,7 @@ class Run(NamedTuple):
     @property
     def is_trained(self) -> bool:
         """Whether train.py came to its end: metrics.json is what it writes last but pictures."""
-        return (self.folder / "metrics.json").is_file() and self.weights.is_file()
+        return os.path.isfile(self.folder / "metrics.json") and os.path.isfile(self.weights)
 
 
 class Group(NamedTuple):
@@ -187,7 +187,7 @@ def check_started(plan: Plan) -> None:
     """
     for run in plan.runs:
         file = run.folder / "config.yaml"
-        if not (run.weights.is_file() and file.is_file()):
+        if not (os.path.isfile(run.weights) and os.path.isfile(file)):
             continue  # starts anew
         found = config_from_plain(read_yaml(file), where=display_path(file))
         wanted = plan.groups[run.loss].config
@@ -212,7 +212,7 @@ def check_start(plan: Plan, training_data: str) -> None:
     weights = f"{plan.weights} {_digest(plan.weights)}" if plan.weights else "from scratch"
     now = f"weights: {weights}\ntraining data: {training_data}\n"
     file = plan.folder / "runs" / "start.txt"
-    before = file.read_text(encoding="utf-8") if file.is_file() else ""
+    before = file.read_text(encoding="utf-8") if os.path.isfile(file) else ""
     if not before:  # none, or cut off while it was written: nothing has been trained then
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, now)

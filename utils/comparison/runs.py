@@ -142,7 +142,7 @@ def is_measured(run: Run) -> bool:
         with open_regular(metrics) as file:
             weights = json.loads(file.read())["protocol"]["weights"]
         newer = metrics.stat().st_mtime_ns >= run.weights.stat().st_mtime_ns
-        whole = (run.measured / "predictions.json").is_file()  # which val.py writes after it
+        whole = os.path.isfile(run.measured / "predictions.json")  # which val.py writes after it
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
     return newer and whole and weights == str(run.weights)
@@ -157,7 +157,7 @@ def train_command(plan: Plan, run: Run, slot: Slot) -> list[str]:
     command += [f"--project={run.folder.parent}", f"--name={run.folder.name}", "--exist-ok"]
     if slot.device:
         command.append(f"--device={slot.device}")
-    return [*command, f"--resume={run.weights}"] if run.weights.is_file() else command
+    return [*command, f"--resume={run.weights}"] if os.path.isfile(run.weights) else command
 
 
 def measure_command(plan: Plan, run: Run, slot: Slot) -> list[str]:
@@ -176,7 +176,9 @@ def _start(plan: Plan, run: Run, slot: Slot) -> Process:
     stage = next_stage(run)
     command = train_command(plan, run, slot) if stage == TRAINING else measure_command(plan, run, slot)
     if stage == TRAINING:
-        print(f"{run.name} {'goes on' if run.weights.is_file() else 'starts'}; log: {run.log}", flush=True)
+        print(
+            f"{run.name} {'goes on' if os.path.isfile(run.weights) else 'starts'}; log: {run.log}", flush=True
+        )
     with _open_log(run) as log:
         log.write(f"{PROMPT}{shlex.join(command)}\n")
         log.flush()
@@ -188,7 +190,7 @@ def _start(plan: Plan, run: Run, slot: Slot) -> Process:
 def _open_log(run: Run) -> TextIO:
     """The run's log, locked for as long as a process has it open."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(run.log) and not run.log.is_file():  # a pipe would be waited for
+    if os.path.lexists(run.log) and not os.path.isfile(run.log):  # a pipe would be waited for
         raise UserError(f"{run.log} is in the way of a log: not a regular file. Move it away")
     log = open(run.log, "a", encoding="utf-8")  # noqa: SIM115, the caller closes it
     deadline = time.monotonic() + PATIENCE

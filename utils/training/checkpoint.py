@@ -5,6 +5,7 @@ digest of all that they hold, which is compared before anything of it is used.
 """
 
 import io
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,7 +114,7 @@ def load_checkpoint(path: str | Path, *, key: str = "ema") -> dict[str, Any]:
         return _read(path, key)
     except UnreadableError as error:
         previous = previous_generation(path)
-        if not previous.is_file():
+        if not os.path.isfile(previous):
             raise
         reason = str(error).removesuffix(f" {REMEDY}")
         try:
@@ -223,9 +224,9 @@ def _to_file(packed: dict[str, Any], *, safe: bool) -> memoryview:
 
 def _read_content(path: Path) -> Any:
     """What one file holds, by its first bytes; ending and form may differ."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         beside = path.with_name("last.pt")
-        hint = f"; there is {beside}" if path.stem == "best" and beside.is_file() else ""
+        hint = f"; there is {beside}" if path.stem == "best" and os.path.isfile(beside) else ""
         raise UnreadableError(f"weights {path} not found (working directory {Path.cwd()}){hint}")
     with explained(path), open(path, "rb") as file:
         head = file.read(9)

@@ -73,7 +73,7 @@ class RunLog:
     ):
         check_loggers(loggers)
         path = folder / "results.csv"
-        continued = epochs_done > 0 or not path.exists()  # else a new run takes an old one's folder
+        continued = epochs_done > 0 or not os.path.exists(path)  # else a new run takes an old one's folder
         start = RunStart(folder, settings, epochs_done=epochs_done, continued=continued)
         self._tables = {
             name: CsvLog(folder / name, columns, epochs_done=epochs_done)

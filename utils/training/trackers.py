@@ -162,7 +162,7 @@ def _plain(value: object) -> int | float | str:
 def _kept_id(start: RunStart, package: str) -> str:
     """The id this run has with ``package``; '' if it has none yet."""
     path = start.folder / f"{package}_id.txt"
-    if not start.continued or not path.exists():
+    if not start.continued or not os.path.exists(path):
         return ""
     with open_regular(path) as file:
         return file.read().decode().strip()
