@@ -108,7 +108,7 @@ def command(capfd, monkeypatch, tmp_path):
     def run(script: str, *arguments) -> Result:
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            run_main(__import__(script).main)
+            run_main(importlib.import_module(script).main)
         return Result(ended.value.code, *capfd.readouterr())
 
     return run

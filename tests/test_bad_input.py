@@ -192,9 +192,9 @@ NAMED = {  # command -> flags in which a file or folder is named
 
 
 @pytest.mark.parametrize(("script", "flag"), [(script, flag) for script in NAMED for flag in NAMED[script]])
-def test_names_that_no_disk_holds(command, shapes, tiny, trained_tiny, script, flag):
+def test_names_that_no_disk_holds(command, shapes, tiny, trained, script, flag):
     """Looking such a file up is an error of the system, as it is behind a folder one may not enter."""
-    use = ["--weights", trained_tiny, "--device", "cpu"]
+    use = ["--weights", trained / "weights" / "last.pt", "--device", "cpu"]
     before = {
         "train": ["--data", shapes, *tiny, "--epochs", 1, "--exist-ok"],
         "val": [*use, "--workers", 0, "--exist-ok"],
