@@ -28,7 +28,7 @@ BLOCK = 1 << 20  # bytes hashed at a time: memory does not grow with a file that
 SUM_LENGTH = 64  # hexadecimal digits of SHA-256, as the zip file's comment, which is its end
 # What numpy and zipfile raise on content that is none of ours; MemoryError: a shape that cannot be.
 UNREADABLE = (ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile)
-GONE = (-1, -1, -1)  # what stands for a file that is not there
+GONE = (-1, -1, -1, -1)  # what stands for a file that is not there
 
 
 class Column(NamedTuple):
@@ -92,11 +92,13 @@ def _own_temporary(folder: Path) -> Path:
 
 
 def stat_files(paths: list[str]) -> np.ndarray:
-    """(n, 3) int64 size, modification time (ns) and mode of every file; ``GONE`` for one that is not there.
+    """(n, 4) int64 size, times of modification and change (ns) and mode of every file; ``GONE``: not there.
 
-    The mode, because whoever lifts a "Permission denied" changes nothing else.
+    The time of change (ctime), because rsync -t, cp -p, unzip and mv put another file of the same size there
+    under the old time of modification; a program cannot choose this one. The mode is for Windows, where it is
+    the time of creation: whoever lifts a "Permission denied" changes nothing else.
     """
-    table = np.empty((len(paths), 3), np.int64)
+    table = np.empty((len(paths), 4), np.int64)
     for start in range(0, len(paths), CHUNK):
         chunk = paths[start : start + CHUNK]
         try:
@@ -106,16 +108,17 @@ def stat_files(paths: list[str]) -> np.ndarray:
         else:
             table[start : start + CHUNK, 0] = [state.st_size for state in states]
             table[start : start + CHUNK, 1] = [state.st_mtime_ns for state in states]
-            table[start : start + CHUNK, 2] = [state.st_mode for state in states]
+            table[start : start + CHUNK, 2] = [state.st_ctime_ns for state in states]
+            table[start : start + CHUNK, 3] = [state.st_mode for state in states]
     return table
 
 
-def _stat_file(path: str) -> tuple[int, int, int]:
+def _stat_file(path: str) -> tuple[int, int, int, int]:
     try:
         state = os.stat(path)
     except (OSError, ValueError):  # ValueError: a NUL in the path
         return GONE
-    return state.st_size, state.st_mtime_ns, state.st_mode
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_mode
 
 
 def load_arrays(

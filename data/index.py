@@ -32,14 +32,14 @@ COLUMNS = {
     "areas": Column("float64", ("boxes",)),
     "picture_ids": Column("int64", ("pictures",)),
     "source_ids": Column("S", ("source ids",)),
-    "stats": Column("int64", ("files", 3)),
+    "stats": Column("int64", ("files", len(GONE))),
     "pictures": Column("uint8", ("bytes of pictures",)),
     "label_files": Column("uint8", ("bytes of label files",)),
     "report": Column("int64", (len(LabelReport._fields),)),
     "problems": Column("uint8", ("bytes of problems",)),
 }
 SYSTEM_ERRORS = tuple(map(os.strerror, errno.errorcode))
-VERSION = 2  # of what the label cache holds; goes up whenever reading labels gives something else
+VERSION = 3  # of what the label cache holds; goes up whenever reading labels gives something else
 
 
 class Index(NamedTuple):

@@ -34,7 +34,7 @@ from utils.training.distributed import barrier, on_each_node
 
 CPU = torch.device("cpu")
 SHARED_MEMORY = Path("/dev/shm")
-VERSION = 2  # of the file's form, and of how its pixels are made
+VERSION = 3  # of the file's form, and of how its pixels are made
 HEADER = 4096  # bytes before the pixels: the stamp, the SHA-256 of the sums behind them, then zeros
 SUM = np.dtype("<u4")  # CRC-32 of each picture, behind the pixels: fast enough to be checked while training
 CHUNK = 32  # pictures a task
@@ -189,7 +189,7 @@ def _key(job: _Job) -> str:
 
 
 def _stamp(job: _Job) -> bytes:
-    """What the pixels were made from: changes with any file's size, time of change or picture size."""
+    """What the pixels were made from: changes with any file's size or times, or picture size."""
     stats = stat_files(paths_of(job.index))
     content = stats.tobytes() + job.index.sizes.tobytes()
     return VERSION.to_bytes(4, "little") + hashlib.sha256(content).digest()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.cache import Column, is_json_of, is_list_of, load_arrays, save_arrays, stat_files
+from data.cache import GONE, Column, is_json_of, is_list_of, load_arrays, save_arrays, stat_files
 from data.download import DATA_ROOT, Download, download_state, folder_of, read_downloads
 from data.formats.coco import Categories, read_categories
 from data.formats.layouts import FORMATS, guess_content, read_darknet, recognise_format
@@ -45,7 +45,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")  # of a folder
 MAX_CLASSES = 100_000
 SHOWN_REPEATED = 5
-COLUMNS = {"stats": Column("int64", ("files", 3)), "text": Column("uint8", ("bytes",))}  # of a cache entry
+COLUMNS = {  # of a cache entry
+    "stats": Column("int64", ("files", len(GONE))),
+    "text": Column("uint8", ("bytes",)),
+}
 
 
 def load_data_spec(path: str | Path, *, root: str | Path = DATA_ROOT, single_cls: bool = False) -> DataSpec:
@@ -269,7 +272,7 @@ def _collect(spec: DataSpec, kind: str, collect: Callable[[list[str]], object]):
     found = (_label_files_there(spec, split) for split in spec.splits)
     files = list(dict.fromkeys(file for part in found for file in part))
     files = files or list_sources(spec, next(iter(spec.splits)))[1]  # says what is not there
-    key, stats = "\0".join([f"{kind} 3", *files]), stat_files(files)
+    key, stats = "\0".join([f"{kind} 4", *files]), stat_files(files)
     entry = load_arrays("classes", key, COLUMNS, name=kind, check=CHECKS[kind])
     if entry is not None and np.array_equal(entry["stats"], stats):
         return json.loads(entry["text"].tobytes())

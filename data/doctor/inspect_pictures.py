@@ -25,7 +25,7 @@ from data.pixels import AS_STORED, Pixels, pixels_of
 from utils.config import DataConfig
 from utils.errors import UserError
 
-VERSION = 2  # goes up whenever decoding or the thumbnails change
+VERSION = 3  # goes up whenever decoding or the thumbnails change
 SIDE = 32  # px of a thumbnail
 MANY_PICTURES = 10_000  # above, headers only
 MAX_THREADS = 8  # each holds one decoded picture
@@ -42,7 +42,7 @@ FACTS = np.dtype(
 )
 COLUMNS = {  # of a cache entry, whose rows are whole pictures: also the work of an interrupted run counts
     "paths": Column("S", ("pictures",)),
-    "stats": Column("int64", ("pictures", 3)),
+    "stats": Column("int64", ("pictures", len(GONE))),
     "faults": Column("U", ("pictures",)),
     "thumbnails": Column("uint8", ("pictures", SIDE, SIDE)),
     "digests": Column("uint64", ("pictures", 2)),

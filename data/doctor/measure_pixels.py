@@ -17,7 +17,7 @@ from utils.config import Config
 from utils.errors import UserError
 from utils.files import read_many
 
-VERSION = 1  # goes up whenever reading stored values gives something else
+VERSION = 2  # goes up whenever reading stored values gives something else
 MOST_READ = 500  # deep pictures whose values are read
 THREADS = 4  # that decode
 COLUMNS = {  # of a cache entry
@@ -32,7 +32,7 @@ COLUMNS = {  # of a cache entry
 def measure_pixels(
     paths: Sequence[str], stats: np.ndarray, key: str, *, bands: tuple[int, int, int] | None
 ) -> Measured:
-    """The values of the pictures ``paths`` (N,), whose sizes and times are ``stats`` (N, 2).
+    """The values of the pictures ``paths`` (N,), whose sizes and times are ``stats``, of ``stat_files``.
 
     From the user's cache, under ``key``, while no picture has changed. Pictures that cannot be read, or hold
     NaN, are passed over: the doctor names them.

@@ -253,8 +253,25 @@ def no_home():
     raise RuntimeError("Could not determine home directory.")
 
 
+def test_another_file_of_the_same_size_and_time_is_noticed(yaml, capsys):
+    """As rsync -t, cp -p and unzip bring it: times of modification come with the files."""
+    cold = everything(yaml)
+    for name in ("xml/0.xml", "images/1.png"):
+        path = yaml.parent / name
+        state, fresh = path.stat(), path.with_name("fresh")
+        content = path.read_bytes().replace(b"<name>cat", b"<name>dog")
+        fresh.write_bytes(content if name.endswith("xml") else (yaml.parent / "images/2.png").read_bytes())
+        os.truncate(fresh, state.st_size)
+        os.utime(fresh, ns=(state.st_atime_ns, state.st_mtime_ns))
+        os.replace(fresh, path)
+    found = everything(yaml)
+    assert "and 1 others changed" in capsys.readouterr().out
+    Path(os.environ["LTRB_CACHE"]).rename(yaml.parent / "old")
+    assert everything(yaml) == found != cold
+
+
 def test_a_lifted_ban_is_noticed(yaml, monkeypatch):
-    """Mode is all that a chmod changes."""
+    """A chmod changes nothing of the content."""
     before = data.cache.stat_files([str(yaml)])
     yaml.chmod(0o600)
     assert (before != data.cache.stat_files([str(yaml)])).any()
