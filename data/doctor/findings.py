@@ -43,6 +43,14 @@ KINDS = {
         "label files in fractions of the picture, not in px",
         "multiply x and width by the picture's width, y and height by its height",
     ),
+    "first pixel": (
+        "boxes in the first pixel of their picture, as if in fractions of it",
+        "multiply x and width by the picture's width, y and height by its height; or delete them",
+    ),
+    "thousandths": (
+        "label files in thousandths of the picture, not in px",
+        "multiply x and width by the picture's width / 1000, y and height by its height / 1000",
+    ),
     "percent": (
         "label files in percent of the picture, not in px",
         "multiply x and width by the picture's width / 100, y and height by its height / 100",

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from data.doctor.findings import Finding
 from data.formats import voc, yolo
 from data.formats.listing import SUFFIXES, walk_pictures
+from data.formats.nearby import unread_labels
 from data.formats.problems import Problem
 from data.formats.sources import DataSpec, split_sources
 from data.index import Found, paths_of
@@ -31,7 +32,9 @@ def find_unread(spec: DataSpec, founds: Mapping[str, Found]) -> list[Finding]:
     if spec.format != "coco":
         findings += _tell(_shared(founds.values()), total, "label-shared", "", SHARED_TEXT)
         for split, found in founds.items():
-            findings += _tell(_other_labels(spec, found), total, "label-unread", split, UNREAD_TEXT)
+            # of two reasons for one file the first is told
+            places = {item.path: item for item in [*_far_labels(spec, found), *_other_labels(spec, found)]}
+            findings += _tell(places.values(), total, "label-unread", split, UNREAD_TEXT)
     return findings
 
 
@@ -99,6 +102,17 @@ def _other_labels(spec: DataSpec, found: Found) -> Iterator[Problem]:
         for place in _places(other, folder) if bare else ():
             text = f"the data set is read as {spec.format}, where this picture has no labels"
             yield from (_unread(place, name, text) for name in _of(bare, _names(place), theirs))
+
+
+def _far_labels(spec: DataSpec, found: Found) -> Iterator[Problem]:
+    """Label files anywhere in the data set that look like those of pictures without one."""
+    pairs = list(zip(paths_of(found.index), found.label_files, strict=True))
+    bare = [pair for pair in pairs if not os.path.lexists(pair[1])] if found.report.num_missing else []
+    read = set(found.label_files)
+    pictures, labels = [picture for picture, _ in bare], [label for _, label in bare]
+    for path, wanted in unread_labels(spec.root, pictures, labels) if bare else ():
+        if path not in read:
+            yield Problem(path, 0, f"looked for as {wanted}", "unread")
 
 
 def _places(format: str, folder: str) -> list[str]:

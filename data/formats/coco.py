@@ -6,6 +6,7 @@ medium, large.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +27,14 @@ from data.formats.coco_values import (
     to_side,
 )
 from data.formats.labels import RawLabels
+from data.formats.listing import say_once
 from data.formats.nearby import path_tails
 from data.formats.problems import Problem
 from data.formats.units import xywh_unit
 from utils.errors import DATA, UserError
 from utils.wording import printable, show_value
 
+LONG_NUMBER = re.compile(r"-?[1-9][0-9]{18,400}")  # which ``key_of`` keeps as text
 ROBOFLOW = "_annotations.coco.json"  # the name of its JSON, which lies among the pictures
 
 
@@ -86,7 +89,7 @@ def read_categories(paths: Sequence[Path]) -> Categories:
 
 def _order(key: int | str) -> tuple:
     """Numbers ascending, then text as it was listed: sorting is stable."""
-    return (0, int(key)) if is_number(key) else (1, 0)
+    return (0, int(key)) if is_number(key) or LONG_NUMBER.fullmatch(str(key)) else (1, 0)
 
 
 def _names_of(file: CocoFile) -> dict[int | str, str]:
@@ -198,10 +201,16 @@ def _locate(files: list[CocoFile], folders: list[Path]) -> list[list[str]]:
         for file, folder, paths in zip(files, folders, written, strict=True)
     ]
     counts = Counter(path for paths in found for path in paths)
-    return [
+    located = [
         [path if path == plain or counts[path] == 1 else plain for path, plain in zip(*pair, strict=True)]
         for pair in zip(found, written, strict=True)
     ]
+    for file, *pair in zip(files, located, written, strict=True):
+        moved = [number for number, (path, plain) in enumerate(zip(*pair, strict=True)) if path != plain]
+        if moved:  # said, as pictures of the same names may be others
+            example = f"{file.images[moved[0]]['file_name']} taken for {pair[0][moved[0]]}"
+            say_once(f"{file.path}: {len(moved)} pictures are listed in other folders; {example}")
+    return located
 
 
 def _join_path(folder: str | Path, name: str) -> str:
@@ -217,7 +226,8 @@ def find_picture(folder: str | Path, name: str) -> str:
     path = _join_path(folder, name)
     if os.path.exists(path):
         return path
-    for spelled in dict.fromkeys((name, unquote(name))):  # addresses write a blank as %20
+    address, _, asked = name.partition("?d=")  # Label Studio's address of a file on its own disk
+    for spelled in dict.fromkeys((asked or address, unquote(asked or address))):  # a blank as %20
         for tail in path_tails(spelled.split("?")[0].replace("\0", "/")):
             near = os.path.join(folder, tail)
             if os.path.isfile(near):
@@ -243,8 +253,10 @@ def _is_name(name: object) -> bool:
 
 def _image_fault(image: dict) -> str:
     """What is wrong with an entry of ``images`` by itself, or ''."""
-    if not _is_name(image.get("file_name")):
-        return f"file_name is {show_value(image.get('file_name'))}, not the name of a file"
+    if "file_name" not in image:
+        return "it has no file_name"
+    if not _is_name(image["file_name"]):
+        return f"file_name is {show_value(image['file_name'])}, not the name of a file"
     if key_of(image.get("id")) is None:
         return f"id is {show_value(image.get('id'))}, not a number or a text"
     return ""
@@ -342,16 +354,7 @@ def leave_out_other_units(raw: RawLabels, pictures: CocoPictures, sizes: np.ndar
             problems.append(Problem(file.path, 0, text, unit or form))
             keep &= ~rows
             left_out |= owner == number
-    kept = np.flatnonzero(keep)
-    columns = {
-        field: getattr(raw, field)[keep] for field in ("boxes", "labels", "ignore", "areas", "pictures")
-    }
-    return raw._replace(
-        **columns,
-        fault_at=lambda row, text, kind: raw.fault_at(kept[row], text, kind),
-        problems=[*raw.problems, *problems],
-        left_out=left_out,
-    )
+    return raw.keep(keep)._replace(problems=[*raw.problems, *problems], left_out=left_out)
 
 
 def _written(boxes: np.ndarray, unit: str, form: str) -> str:

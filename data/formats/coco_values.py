@@ -30,13 +30,17 @@ class Fault(Exception):
 
 
 def key_of(value: object) -> int | str | None:
-    """An id as it is compared: 7, 7.0 and "7" are one. None for what is no id."""
+    """An id as it is compared: 7, 7.0 and "7" are one. None for what is no id.
+
+    Numbers beyond 64 bits are compared as text: a file may choose them so that all have one hash as numbers,
+    and a million of them would be looked up for hours.
+    """
     if type(value) is int:
-        return value
+        return value if abs(value) < 2**63 else str(value)
     if type(value) is str:
         text = value.strip()
         return int(text) if WHOLE.fullmatch(text) else text or None
-    return int(value) if type(value) is float and value.is_integer() else None
+    return key_of(int(value)) if type(value) is float and value.is_integer() else None
 
 
 def is_number(key: int | str) -> bool:

@@ -35,6 +35,14 @@ class RawLabels(NamedTuple):
     num_four_points: int = 0  # of these, polygons of four points, as rotated boxes are
     num_keypoint_rows: int = 0  # rows of which the keypoints are left out
 
+    def keep(self, rows: np.ndarray) -> "RawLabels":
+        """Of the rows those where ``rows`` (T,) bool is true; all else as it is."""
+        kept, columns = np.flatnonzero(rows), ("boxes", "labels", "ignore", "areas", "pictures")
+        return self._replace(
+            **{field: getattr(self, field)[kept] for field in columns},
+            fault_at=lambda row, text, kind: self.fault_at(kept[row], text, kind),
+        )
+
 
 class LabelReport(NamedTuple):
     """What reading the labels of a split came to."""

@@ -63,7 +63,8 @@ def read_list(path: Path, root: Path) -> list[str]:
     missing = [line for line in found if found[line] is None and not line.startswith("#")]
     if missing and len(missing) == len(found):
         _check_looks_like_list(path, missing)
-    found |= _find_moved(missing, path, root)
+    taken = {os.path.realpath(place) for place in found.values() if place}
+    found |= _find_moved(missing, path, root, taken)
     return [
         found[line] or os.path.normpath(os.path.join(path.parent, _clean(line)))
         for line in lines
@@ -88,11 +89,12 @@ def _clean(line: str) -> str:
     return line.strip("'\" \t").replace("\\", "/")
 
 
-def _find_moved(lines: list[str], path: Path, root: Path) -> dict[str, str]:
+def _find_moved(lines: list[str], path: Path, root: Path, taken: set[str]) -> dict[str, str]:
     """Line -> picture, of lines that name a folder of another machine: the part of the path that is here.
 
-    Only where there is no doubt: one folder stands for one of ours in all lines, and no two become the same.
-    It is stated, as pictures of the same names may be others.
+    Only where there is no doubt: one folder stands for one of ours in all lines, no two become the same, and
+    none becomes one of ``taken``, which other lines name. It is stated, as pictures of the same names may be
+    others.
     """
     found, places = {}, set()
     for line in lines:
@@ -103,15 +105,17 @@ def _find_moved(lines: list[str], path: Path, root: Path) -> dict[str, str]:
                 found[line] = os.path.normpath(os.path.join(base, tail))
                 places.add(("/".join(parts[:place]), str(base)))
                 break
-    if len(places) != 1 or len(set(found.values())) < len(found):
+    became = {os.path.realpath(place) for place in found.values()}
+    if len(places) != 1 or len(became) < len(found) or became & taken:
         return {}
     ((there, here),) = places
-    _say(f"{path}: {len(found)} pictures are listed below {there or '/'}; taken for {here}")
+    say_once(f"{path}: {len(found)} pictures are listed below {there or '/'}; taken for {here}")
     return found
 
 
-@cache  # a list is read several times
-def _say(text: str) -> None:
+@cache  # lists and JSON files are read several times
+def say_once(text: str) -> None:
+    """Print what was taken for what."""
     print(printable(text))
 
 

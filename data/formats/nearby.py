@@ -21,25 +21,40 @@ def labels_elsewhere(root: Path, pictures: Sequence[str], label_files: Sequence[
     They lie in another folder, are spelled otherwise (capitals, composed letters, p0.jpg.txt), or are of
     another format.
     """
-    ending = os.path.splitext(label_files[0])[1]
+    far = ""
+    for path, wanted, other in _near(root, pictures[:LOOKED_AT], label_files[:LOOKED_AT]):
+        if wanted:
+            return f"{path} is there: put these files where they are looked for, as {wanted}"
+        far = far or f"{path} is there: {OTHERS[other].format(folder=os.path.dirname(path))}"
+    return far
+
+
+def unread_labels(
+    root: Path, pictures: Sequence[str], label_files: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """(file, where it is looked for) of files below ``root`` that look like the labels of ``pictures``."""
+    for path, wanted, _ in _near(root, pictures, label_files):
+        if wanted:
+            yield path, wanted
+
+
+def _near(
+    root: Path, pictures: Sequence[str], label_files: Sequence[str]
+) -> Iterator[tuple[str, str | None, str]]:
+    """File, the place where it is looked for, else its ending, that is of another format."""
+    ending = os.path.splitext(label_files[0])[1] if label_files else ""
     ours, theirs, owner = {}, {}, {}
-    for picture, label in zip(pictures[:LOOKED_AT], label_files[:LOOKED_AT], strict=True):
+    for picture, label in zip(pictures, label_files, strict=True):
         stem, name = os.path.splitext(os.path.basename(label))[0], os.path.basename(picture)
         owner |= dict.fromkeys((_plain(stem), _plain(name)), picture)
         ours |= dict.fromkeys((_plain(stem + ending), _plain(name + ending)), label)
         theirs |= {_plain(stem + other): other for other in OTHERS if other != ending}
-    far = ""
     for folder, names in _walk(root):
         for name in names:
-            path, wanted = os.path.join(folder, name), ours.get(_plain(name))
+            wanted, other = ours.get(_plain(name)), theirs.get(_plain(name))
             picture = owner.get(_plain(os.path.splitext(name)[0]))
-            if picture is None or _is_of_another(folder, picture):
-                continue
-            if wanted:
-                return f"{path} is there: put these files where they are looked for, as {wanted}"
-            other = theirs.get(_plain(name))
-            far = far or (f"{path} is there: {OTHERS[other].format(folder=folder)}" if other else "")
-    return far
+            if picture and (wanted or other) and not _is_of_another(folder, picture):
+                yield os.path.join(folder, name), wanted, other or ""
 
 
 def _is_of_another(folder: str, picture: str) -> bool:

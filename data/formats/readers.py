@@ -12,7 +12,7 @@ from data.formats.labels import RawLabels
 from data.formats.nearby import labels_elsewhere
 from data.formats.problems import MISSING_PICTURE, Problem, show_problem
 from data.formats.sources import DataSpec, coco_files, coco_folder, list_pictures, spec_error, xml_folders
-from data.formats.units import unit_of
+from data.formats.units import leave_out_fractions, unit_of
 from data.images import read_size
 from utils.errors import DATA, NothingThereError, UserError
 from utils.files import read_many
@@ -119,6 +119,7 @@ def _read_voc(
         example = show_problem(raw.fault_at(0, " ".join(f"{side:g}" for side in raw.boxes[0]), ""))
         text = f"split {split!r}: the boxes look like {unit} of the picture, where VOC has pixels: {example}"
         raise spec_error(spec.yaml, f"{text}\nWrite them in pixels, or export them again")
+    raw = leave_out_fractions(raw, sizes)
     for place, problem in _disagreements(stated, sizes):
         raw.left_out[place] = True
         problems.append(Problem(label_files[place], 0, problem, "size"))
@@ -136,7 +137,7 @@ def _read_coco(spec: DataSpec, split: str, pictures: None, label_files: list[str
         raise spec_error(spec.yaml, f"split {split!r} has no pictures in {', '.join(label_files)}")
     sizes, problems = read_sizes(listed.paths)
     raw = coco.read_labels(files, listed, names, spec.category_ids)
-    raw = coco.leave_out_other_units(raw, listed, sizes)
+    raw = leave_out_fractions(coco.leave_out_other_units(raw, listed, sizes), sizes)
     for place, text in _disagreements(listed.stated, sizes):
         problems.append(coco.image_problem(*listed.entries[place], text, "size"))
         raw.left_out[place] = True

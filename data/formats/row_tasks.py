@@ -64,12 +64,27 @@ def explain_pose(sample: list[LongRow], counts: Counter) -> str:
 
 
 def has_visibility(values: np.ndarray) -> bool:
-    """Whether every third number behind the box of (T, columns) rows is a mark of visibility: 0, 1 or 2."""
+    """Whether every third number behind the box of (T, columns) rows belongs to the keypoint before it.
+
+    It is a mark of visibility (0, 1, 2; -1 where there is no keypoint) or, in predictions, a confidence.
+    """
     marks = values[:, BOX_COLUMNS + 2 :: 3]
     if (values.shape[1] - BOX_COLUMNS) % 3 or not marks.size:
         return False
+    fits = _fits(values, step=3).mean()
     # coordinates are 0 or 1 where a polygon touches the picture's edges, but not in nearly all rows
-    return bool(np.isin(marks, (0, 1, 2)).all(1).mean() >= NEARLY_ALL) and _fits(values, step=3).mean() > 0.5
+    if np.isin(marks, (-1, 0, 1, 2)).all(1).mean() >= NEARLY_ALL:
+        # no polygon holds a 2; keypoints may be in px, or beyond their box
+        certain = (marks == 2).any(1).mean() >= 0.25 and _is_box(
+            values[:, 1:BOX_COLUMNS]
+        ).mean() >= NEARLY_ALL
+        return bool(certain or fits > 0.5)
+    if fits < NEARLY_ALL or ((marks >= 0) & (marks <= 1)).all(1).mean() < NEARLY_ALL:
+        return False
+    # as in ``looks_like_pose``: of a polygon the numbers moved on by a point fit as well
+    moved = [np.roll(values[:, 1:], -shift, axis=1) for shift in range(2, values.shape[1] - 1, 2)]
+    others = [_fits(np.hstack([values[:, :1], rows]), step=3).mean() for rows in moved]
+    return bool(fits - max(others) > BETTER)
 
 
 def looks_like_pose(points: np.ndarray) -> bool:
@@ -94,16 +109,26 @@ def _fits(values: np.ndarray, step: int) -> np.ndarray:
 def _fits_box(points: np.ndarray) -> np.ndarray:
     """(T,) bool: the first two points are a box (centre, size) in the picture that holds all others."""
     centre, size, others = points[:, 0], points[:, 1], points[:, 2:]
-    inside = (size > 0) & (centre - size / 2 >= -OUTSIDE) & (centre + size / 2 <= 1 + OUTSIDE)
     held = np.abs(others - centre[:, None]) <= size[:, None] * (0.5 + BEYOND)
-    unset = (others == 0).all(2)  # keypoints that are not visible stand at 0, 0
-    return inside.all(1) & (held.all(2) | unset).all(1)
+    return _is_box(np.hstack([centre, size])) & (held.all(2) | _unset(others)).all(1)
+
+
+def _is_box(values: np.ndarray) -> np.ndarray:
+    """(T,) bool: (T, 4) centre and size of a box in the picture."""
+    centre, size = values[:, :2], values[:, 2:]
+    inside = (size > 0) & (centre - size / 2 >= -OUTSIDE) & (centre + size / 2 <= 1 + OUTSIDE)
+    return inside.all(1)
+
+
+def _unset(points: np.ndarray) -> np.ndarray:
+    """(T, m) bool: keypoints that are not there stand at 0, 0 or -1, -1."""
+    return (points == 0).all(2) | (points == -1).all(2)
 
 
 def _second_is_near(points: np.ndarray) -> np.ndarray:
     """(T,) bool: the second point lies about the others, as the next corner does, and a size does not."""
     others = np.delete(points, 1, axis=1)
-    unset = (others == 0).all(2, keepdims=True)
+    unset = _unset(others)[..., None]
     low, high = np.where(unset, np.inf, others).min(1), np.where(unset, -np.inf, others).max(1)
     reach = (high - low).max(1, keepdims=True)
     return ((points[:, 1] >= low - reach) & (points[:, 1] <= high + reach)).all(1)

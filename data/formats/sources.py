@@ -208,6 +208,8 @@ def coco_folder(spec: DataSpec, split: str, file: Path, names: Sequence[str]) ->
     below = [f"images/{split}", split, f"images/{stem}", stem, "images", "."]
     tried = folders or list(dict.fromkeys([file.parent, *(join(spec.root, name) for name in below)]))
     sample = names[:: max(1, len(names) // TRIED)]
+    if len(folders) > 1 and (chosen := _own_folder(spec, split, file, folders, sample)):
+        return chosen
     for find in (os.path.join, find_picture):  # what is there as written goes before what only ends alike
         for name, folder in itertools.product(sample, tried):
             if os.path.isfile(find(folder, name)):
@@ -216,6 +218,27 @@ def coco_folder(spec: DataSpec, split: str, file: Path, names: Sequence[str]) ->
         return folders[0]  # its pictures are missing one by one, and reported so
     text = f"{split}: {printable(names[0])}, which {file.name} lists, is in none of:\n{indent(tried)}\n"
     raise NotFoundError(f"{spec.yaml}: {text}Name the folder: images: {{{split}: <folder>}}", DATA)
+
+
+def _own_folder(
+    spec: DataSpec, split: str, file: Path, folders: list[Path], names: Sequence[str]
+) -> Path | None:
+    """Of several ``folders`` that hold the same ``names``, as of two cameras, the one of this JSON file.
+
+    That is the one at its place, where each file of the split has a folder; else nobody knows: an error.
+    None where at most one of the folders holds these pictures.
+    """
+    there = [
+        folder
+        for folder in dict.fromkeys(folders)
+        if any(os.path.isfile(join(folder, name)) for name in names)
+    ]
+    files = coco_files(spec, split)
+    own = folders[files.index(file)] if len(files) == len(folders) and file in files else None
+    if len(there) < 2 or own in there:
+        return own if own in there else None
+    text = f"{split}: {printable(names[0])}, which {file.name} lists, may be in any of:\n{indent(there)}\n"
+    raise spec_error(spec.yaml, f"{text}Name one folder for each JSON file of the split, in their order")
 
 
 def _image_folders(source: Path) -> list[Path]:

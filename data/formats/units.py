@@ -5,21 +5,27 @@ T boxes.
 
 import numpy as np
 
+from data.formats.labels import RawLabels
 from data.formats.yolo_units import MANY_OUTSIDE, written_as_corners
 
 SHARE = 0.01  # of the picture by which a box may overshoot
 LEAST_SIDE = 8  # px: in smaller pictures a box below one pixel may be meant
 ENOUGH, REACH = 10, 80  # boxes, and how far to the right and down they go, that percent are told by
+NEAR = 950  # the same of thousandths
+LIMITS = {"fractions": 1, "percent": 100, "thousandths": 1000}
+FIRST_PIXEL = "the box lies in the first pixel: a fraction of the picture, where other boxes are in px?"
 SEVERAL = 3  # boxes beyond the picture that make one ask what is meant
 EXACT = 1e-3  # of the picture: right boxes keep within it
 CHANCE = -5.0  # log10 of the chance that boxes in px all lie in the upper left 100 px
 
 
 def unit_of(boxes: np.ndarray, sizes: np.ndarray) -> str:
-    """ "fractions", "percent", or "" for px; ``boxes`` (T, 4) xyxy, ``sizes`` (T, 2) of their pictures.
+    """A key of ``LIMITS``, or "" for px; ``boxes`` (T, 4) xyxy, ``sizes`` (T, 2) of their pictures.
 
     Fractions are told by boxes that all lie in the first pixel; percent by boxes that all lie in the first
     hundred, and reach nearly to its end, where the pictures are so much larger that this is no accident.
+    Thousandths, as language models write them, are whole numbers, and the pictures may be not much larger
+    than a thousand px: these must reach still nearer to the end, and nowhere beyond.
     """
     solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (sizes >= LEAST_SIDE).all(axis=1)
     if not solid.any():
@@ -27,11 +33,28 @@ def unit_of(boxes: np.ndarray, sizes: np.ndarray) -> str:
     most = boxes[solid].max(axis=0)[2:]
     if (most <= 1 + SHARE).all():
         return "fractions"
-    limit = 100 * (1 + SHARE)
-    with np.errstate(divide="ignore"):
-        chance = np.log10(np.minimum(limit / sizes[solid], 1)).sum()
-    far = (most >= REACH).all() and solid.sum() >= ENOUGH
-    return "percent" if far and (most <= limit).all() and chance < CHANCE else ""
+    if solid.sum() < ENOUGH:
+        return ""
+    whole = (boxes[solid] == np.rint(boxes[solid])).all()
+    for unit, least, limit in (("percent", REACH, 100 * (1 + SHARE)), ("thousandths", NEAR, 1000)):
+        with np.errstate(divide="ignore"):
+            chance = np.log10(np.minimum(limit / sizes[solid], 1)).sum()
+        within = (most >= least).all() and (most <= limit).all()
+        if within and chance < CHANCE and (whole or unit == "percent"):
+            return unit
+    return ""
+
+
+def leave_out_fractions(raw: RawLabels, sizes: np.ndarray) -> RawLabels:
+    """``raw`` without the boxes that lie in the first pixel of a picture: a problem each, nobody drew them.
+
+    They are fractions among boxes in px, as where two exports were joined. ``sizes`` (N, 2) of the pictures.
+    """
+    boxes, sides = raw.boxes, sizes[raw.pictures]
+    solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (sides >= LEAST_SIDE).all(axis=1)
+    first = solid & (boxes >= -1).all(axis=1) & (boxes <= 1 + SHARE).all(axis=1)  # -1: VOC counts from 1
+    problems = [raw.fault_at(row, FIRST_PIXEL, "first pixel") for row in np.flatnonzero(first)]
+    return raw.keep(~first)._replace(problems=[*raw.problems, *problems]) if problems else raw
 
 
 def xywh_unit(boxes: np.ndarray, sizes: np.ndarray) -> tuple[str, str]:
@@ -45,7 +68,7 @@ def xywh_unit(boxes: np.ndarray, sizes: np.ndarray) -> tuple[str, str]:
         "corners": np.hstack([boxes[:, :2], sides]),
         "centres": np.hstack([boxes[:, :2] - sides / 2, boxes[:, :2] + sides / 2]),
     }
-    for limit, unit in ((1, "fractions"), (100, "percent")):
+    for unit, limit in LIMITS.items():
         form = xywh_form(boxes, np.full_like(sizes, limit))
         if unit_of(ends[form], sizes) == unit:
             return unit, form

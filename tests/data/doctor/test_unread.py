@@ -36,6 +36,9 @@ CASES = [
     ([*PLAIN, "labels/a.TXT"], []),  # a.txt is read
     ([*PLAIN, "images/c.jpg", "annotations/c.xml"], [("label-unread", 1)]),
     ([*PLAIN, "images/c.jpg", "Annotations/c.xml", "Annotations/a.xml"], [("label-unread", 1)]),
+    ([*PLAIN, "images/x/c.jpg", "labels/c.txt"], [("label-unread", 1)]),  # looked for in labels/x
+    ([*PLAIN, "images/x/c.jpg", "x/labels/c.txt"], [("label-unread", 1)]),
+    ([*PLAIN, "images/x/a.jpg"], []),  # a background; labels/a.txt is of images/a.jpg
     ([*PLAIN, "images/c.jp2", "images/deep/d.heic", "images/.hidden.gif"], [("picture-unread", 2)]),
 ]
 

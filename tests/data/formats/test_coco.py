@@ -11,7 +11,7 @@ from pycocotools import mask
 from data.doctor.diagnosis import diagnose
 from data.doctor.hints import find_hints
 from data.formats.coco import read_categories
-from data.formats.coco_values import Fault, Ids, read_box
+from data.formats.coco_values import Fault, Ids, key_of, read_box
 from data.formats.sources import format_classes
 from data.index import load_split, path_of, read_split
 from data.spec import load_data_spec
@@ -574,11 +574,12 @@ def test_ids_of_text_stay_with_their_pictures_when_others_are_left_out(root):
 # units
 
 
-def write_units(root, scale, *, count=40, side=(640, 480), seed=0):
+def write_units(root, scale, *, count=40, side=(640, 480), seed=0, whole=False):
     """Boxes spread over one picture, in px times ``scale`` (x, y)."""
     rng = np.random.default_rng(seed)
     size = rng.uniform(0.05, 0.3, (count, 2)) * side
     boxes = np.hstack([rng.uniform(0, 1, (count, 2)) * (side - size), size]) * np.tile(scale, 2)
+    boxes = boxes.round() if whole else boxes
     Image.new("RGB", side).save(root / "images" / "a.png")
     rows = [{"id": n, "image_id": 1, "category_id": 7, "bbox": box.tolist()} for n, box in enumerate(boxes)]
     content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": rows, "categories": IDS_AND_NAMES}
@@ -601,6 +602,11 @@ IDS_AND_NAMES = [{"id": 7, "name": "cat"}, {"id": 90, "name": "dog"}]
         ((1, 1), {"side": (100, 100)}, ""),
         ((1, 1), {"side": (110, 110)}, ""),
         ((0.9, 0.9), {"side": (110, 110), "count": 10}, ""),
+        ((1000 / 2000, 1000 / 1500), {"side": (2000, 1500), "whole": True}, "thousandths"),
+        ((1000 / 1920, 1000 / 1080), {"side": (1920, 1080), "whole": True, "count": 200}, "thousandths"),
+        ((1000 / 2000, 1000 / 1500), {"side": (2000, 1500)}, ""),  # models write whole numbers
+        ((1, 1), {"side": (1000, 1000), "whole": True}, ""),
+        ((1, 1), {"side": (1010, 1010), "whole": True, "count": 200}, ""),
     ],
 )
 def test_units_are_told_by_the_whole_file(root, scale, options, unit):
@@ -614,6 +620,20 @@ def test_units_are_told_by_the_whole_file(root, scale, options, unit):
     found = diagnose(load_data_spec(yaml), load_config().config, splits=["train"]).findings
     assert found[0].code == unit and "multiply x and width by the picture's width" in found[0].remedy
     assert not [finding for finding in found if finding.code in ("boxes-lost", "boxes-tiny", "empty")]
+
+
+def test_fractions_among_boxes_in_px_are_named_one_by_one(root):
+    """Of a file that was joined of two; they are not small boxes."""
+    yaml = write_units(root, (1, 1))
+    content = json.loads((root / "a.json").read_text())
+    for row in content["annotations"][::2]:
+        row["bbox"] = [value / side for value, side in zip(row["bbox"], (640, 480, 640, 480), strict=True)]
+    (root / "a.json").write_text(json.dumps(content))
+    assert "annotation id 2 of picture a.png (annotations[2]): the box lies in the first" in error_of(yaml)
+    assert load(yaml, label_errors="skip")[1].num_boxes == 20
+    found = diagnose(load_data_spec(yaml), load_config().config, splits=["train"]).findings
+    assert (found[0].severity, found[0].code, found[0].count) == ("error", "first-pixel", 20)
+    assert not [finding for finding in found if finding.code == "boxes-lost"]
 
 
 @pytest.mark.parametrize(
@@ -776,3 +796,51 @@ def test_categories_are_read_once(root, monkeypatch):
     first = load_data_spec(yaml)
     monkeypatch.setattr("data.spec.read_categories", lambda files: pytest.fail("read again"))
     assert load_data_spec(yaml) == first and first.left_out == ()
+
+
+def write_cameras(root, files, folders):
+    """A picture of the same name in each folder; of each JSON file a box in it, at the file's number."""
+    for folder in folders:
+        (root / folder).mkdir()
+        Image.new("RGB", (40, 40)).save(root / folder / "0.png")
+    for number, file in enumerate(files):
+        row = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [number, 0, 20, 20]}
+        content = {"images": [{"id": 1, "file_name": "0.png"}], "annotations": [row]}
+        (root / file).write_text(json.dumps(content | {"categories": IDS_AND_NAMES}))
+    (root / "data.yaml").write_text(f"train: {json.dumps(files)}\nimages: {json.dumps(folders)}\n")
+    return root / "data.yaml"
+
+
+def test_of_folders_with_the_same_names_each_file_has_its_own(root):
+    index, _ = load(write_cameras(root, ["one.json", "two.json"], ["cam2", "cam1"]))
+    assert [path_of(index, i).parent.name for i in range(2)] == ["cam1", "cam2"]
+    assert index.boxes[:, 0].tolist() == [1, 0]  # cam1 is the second folder, of the second file
+
+
+def test_which_of_two_folders_is_meant_is_asked(root):
+    text = error_of(write_cameras(root, ["one.json"], ["cam1", "cam2"]))
+    assert "0.png, which one.json lists, may be in any of:" in text and "in their order" in text
+
+
+def test_pictures_found_by_the_end_of_their_path_are_said(root, capsys):
+    content = each(coco_content(), "images", lambda item: {"file_name": f"cam1/{item['file_name']}"})
+    assert load(write_coco(root, content))[1].num_pictures == 3
+    name = content["images"][0]["file_name"].removeprefix("cam1/")
+    said = f"3 pictures are listed in other folders; cam1/{name} taken for {root}/images/{name}"
+    assert said in capsys.readouterr().out
+
+
+def test_addresses_of_a_labelling_tool_s_own_disk(root):
+    prefix = "/data/local-files/?d=project%20one/images/"
+    content = each(coco_content(), "images", lambda item: {"file_name": prefix + item["file_name"]})
+    assert load(write_coco(root, content))[1].num_pictures == 3
+
+
+def test_faulty_annotations_without_an_id_are_named_by_their_place(root):
+    content = each(coco_content(), "annotations", lambda item: {"id": None})
+    content["annotations"][1]["iscrowd"] = 7
+    assert "annotation of picture a.png (annotations[1]): iscrowd is 7" in error_of(write_coco(root, content))
+
+
+def test_ids_that_all_have_one_hash_are_no_numbers():
+    assert key_of(5 * (2**61 - 1)) == str(5 * (2**61 - 1)) and key_of(2**62) == 2**62

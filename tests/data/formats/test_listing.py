@@ -15,7 +15,7 @@ def root(tmp_path, monkeypatch):
     """images/train/a, b, images/val/a and labels of each; the working directory lies elsewhere."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    listing._say.cache_clear()
+    listing.say_once.cache_clear()
     root = tmp_path / "set"
     for name in ("train/a", "train/b", "val/a"):
         add_picture(root / "images" / f"{name}.jpg", root / "labels" / f"{name}.txt")
@@ -81,7 +81,7 @@ def test_names_that_hold_a_backslash_a_quote_or_a_hash(root):
     assert listed(root, "a\\b.jpg\n'c'.jpg\n#d.jpg\n") == ["#d.jpg", "'c'.jpg", "a\\b.jpg"]
 
 
-AMBIGUOUS = [  # two folders, of which nobody knows which is ours; two pictures that would be one
+AMBIGUOUS = [  # two folders, of which nobody knows which is ours; two lines that would be one picture
     "/x/images/train/a.jpg\n/y/images/train/b.jpg\n",
     "/x/train/images/val/a.jpg\n/x/train/images/../images/val/a.jpg\n",
 ]
@@ -95,6 +95,12 @@ def test_where_there_is_doubt_pictures_are_missing(root, text):
     with pytest.raises(UserError) as error:
         load_split(load_data_spec(root / "data.yaml"), "train")
     assert "no such file" in str(error.value) and "delete" not in str(error.value)
+
+
+def test_lines_of_another_set_do_not_become_pictures_that_are_listed(root):
+    listed(root, "images/train/a.jpg\nimages/train/b.jpg\n/old/images/train/a.jpg\n/old/images/train/b.jpg\n")
+    found = read_split(load_data_spec(root / "data.yaml"), "train")
+    assert [problem.path for problem in found.problems] == [f"/old/images/train/{x}.jpg" for x in "ab"]
 
 
 def test_a_picture_that_is_not_there_stays_missing(root):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.formats.row_tasks import looks_like_pose
+from data.formats.row_tasks import has_visibility, looks_like_pose
 from tests.data.reading import error_of, load
 
 
@@ -89,7 +89,9 @@ def test_polygons_of_one_number_of_points_stay_polygons(kind):
     for count in (5, 20, 200):
         points = polygon_rows(rng, count, **kind).reshape(count, -1, 2)
         for start in range(0, points.shape[1], 2):  # wherever the outlines begin
-            assert not looks_like_pose(np.roll(points, start, axis=1)), (count, start)
+            rows = np.roll(points, start, axis=1)
+            assert not looks_like_pose(rows), (count, start)
+            assert not has_visibility(np.hstack([np.zeros((count, 1)), rows.reshape(count, -1)]))
 
 
 @pytest.mark.parametrize("keypoints", [1, 2, 3, 4, 5, 17])
@@ -97,6 +99,30 @@ def test_polygons_of_one_number_of_points_stay_polygons(kind):
 def test_pose_rows_of_any_size_are_seen(keypoints, sides):
     rows = pose_rows(np.random.default_rng(2), 60, keypoints, low=sides[0], high=sides[1])
     assert looks_like_pose(rows.reshape(60, -1, 2))
+
+
+@pytest.mark.parametrize("keypoints", [2, 4, 6, 14, 16])  # of an odd number the columns are no polygon's
+@pytest.mark.parametrize("marks", ["confidences", "px", "beyond", "minus one"])
+def test_pose_rows_as_tools_write_them_are_no_polygons(tmp_path, keypoints, marks):
+    rng = np.random.default_rng(3)
+    rows = pose_rows(rng, 60, keypoints, dims=3, hidden=0)
+    triples = rows[:, 4:].reshape(60, keypoints, 3)  # a view
+    if marks == "confidences":
+        triples[..., 2] = rng.uniform(0.2, 1, (60, keypoints))
+    elif marks == "px":
+        triples[..., :2] *= (200, 100)
+    elif marks == "beyond":
+        triples[..., :2] += 0.5
+    else:
+        triples[rng.random((60, keypoints)) < 0.3] = -1
+    assert f"kpt_shape: [{keypoints}, 3]" in error_of(write(tmp_path, [text_of(rows)]))
+
+
+def test_pose_rows_with_minus_one_for_what_is_not_there_are_no_polygons(tmp_path):
+    rows = pose_rows(np.random.default_rng(4), 60, 5)
+    points = rows[:, 4:].reshape(60, 5, 2)
+    points[(points == 0).all(2)] = -1
+    assert "kpt_shape: [5, 2]" in error_of(write(tmp_path, [text_of(rows)]))
 
 
 def test_a_few_broken_rows_do_not_turn_pose_rows_into_polygons(tmp_path):
