@@ -88,4 +88,6 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             raise Refused(
                 f"redirects to {newurl}; only http and https are followed, and not from https to http"
             )
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        new = super().redirect_request(req, fp, code, msg, headers, newurl)
+        fp.close()  # urllib reads the body of a redirect whole, into memory: of one that is closed, nothing
+        return new

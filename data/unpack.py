@@ -4,12 +4,13 @@ Nothing is believed. Only files of a data set come out (``is_data``), without mo
 are counted. The whole archive is refused for a name that could lead elsewhere, a link, a device, two members
 of one name, and for bombs: more than ``MAX_MEMBERS`` members, a file of more than ``MAX_FILE`` bytes, in all
 more than ``MAX_RATIO`` times the archive's own size (``SMALL`` bytes are always allowed), or more than the
-disk has free less ``RESERVE``. Sizes are bytes.
+disk has free less ``RESERVE``. Memory is that of one member. Sizes are bytes.
 """
 
 import bz2
 import errno
 import gzip
+import io
 import lzma
 import os
 import re
@@ -28,7 +29,11 @@ from tqdm import tqdm
 
 from data.formats.listing import SUFFIXES
 
-CHUNK = 2**20  # read at a time; a tar header that wants more is refused, as tarfile would hold it in memory
+CHUNK = 2**20  # read at a time
+CHUNK_PACKED = 2**12  # of what zipfile unpacks without a limit: bzip2 makes 80 MB of it at most
+MAX_HEADER = 2**16  # of one member of a tar, with its long name and pax records: tarfile holds them in memory
+MAX_GLOBAL = 100  # pax records for all members that follow
+MAX_MEMORY = 2**29  # for an .xz; xz -9 takes 65 MiB
 MAX_DEPTH = 32  # folders in each other
 MAX_MEMBERS = 1_000_000
 MAX_FILE = 16 * 2**30
@@ -66,6 +71,7 @@ class Member(NamedTuple):
     is_folder: bool
     refuse: str  # why it is not unpacked whatever its name ("is a device"), else ""
     open: Callable[[], IO[bytes]]
+    chunk: int = CHUNK  # to be read at a time
 
 
 def unpack(archive: Path, folder: Path) -> Unpacked:
@@ -82,6 +88,8 @@ def unpack(archive: Path, folder: Path) -> Unpacked:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise Refused(f"the archive is damaged: {error}. Fetch it again") from error
+    except MemoryError as error:
+        raise Refused("the archive takes more memory to unpack than there is") from error
 
 
 def split_name(name: str) -> tuple[str, ...]:
@@ -130,7 +138,7 @@ def show_size(size: int) -> str:
 def _write_members(archive: Path, folder: Path) -> Unpacked:
     limit, why = _limit_of(archive, folder)
     num_files, left, left_out, example = 0, limit, 0, ""
-    with _open_members(archive, limit + MAX_MEMBERS * tarfile.BLOCKSIZE) as members:
+    with _open_members(archive, limit) as members:
         bar = tqdm(members, desc="unpacking", unit=" files", leave=False, disable=None)
         for number, member in enumerate(bar, 1):
             parts = split_name(member.name)
@@ -169,7 +177,7 @@ def _write_file(member: Member, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with member.open() as source, open(path, "xb") as file:
-            while (data := source.read(CHUNK)) and file.tell() <= member.size:
+            while (data := source.read(member.chunk)) and file.tell() <= member.size:
                 file.write(data)
             written = file.tell()
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
@@ -182,16 +190,16 @@ def _write_file(member: Member, path: Path) -> None:
 def _open_members(archive: Path, limit: int) -> Iterator[Iterator[Member]]:
     """The members, in order; each may be opened only until the next is asked for.
 
-    The format follows from the first bytes, as names lie. Not more than ``limit`` bytes of a tar's stream are
-    read.
+    The format follows from the first bytes, as names lie. Of a tar's stream not more than ``limit`` bytes and
+    a block for each of its members are read.
     """
     with open(archive, "rb") as file:
         start = file.read(tarfile.BLOCKSIZE)
-    openers = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+    openers = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": _open_xz}
     opener = next((opener for magic, opener in openers.items() if start.startswith(magic)), None)
     if opener or start[257:262] == b"ustar":
         with (opener or open)(archive, "rb") as stream:
-            yield _tar_members(_Tape(stream, limit))
+            yield _tar_members(_Tape(stream, limit + MAX_MEMBERS * tarfile.BLOCKSIZE, headers=limit))
     elif start.startswith(b"PK"):
         with zipfile.ZipFile(archive) as file:
             yield _zip_members(file)
@@ -207,12 +215,13 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
         refuse = "is encrypted" if info.flag_bits & 1 else refuse
         name = info.orig_filename  # `filename` is cut at the first NUL
         is_folder = name.endswith("/") or kind == stat.S_IFDIR
-        yield Member(name, info.file_size, is_folder, refuse, lambda info=info: archive.open(info))
+        chunk = CHUNK if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else CHUNK_PACKED
+        yield Member(name, info.file_size, is_folder, refuse, lambda info=info: archive.open(info), chunk)
 
 
 def _tar_members(tape: "_Tape") -> Iterator[Member]:
     with tarfile.TarFile(fileobj=tape) as archive:
-        for info in archive:
+        while info := _next_info(archive, tape):
             plain = (info.isreg() or info.isdir()) and not info.issparse()
             refuse, read = "" if plain else SPECIAL, lambda info=info: archive.extractfile(info)
             yield Member(info.name, info.size, info.isdir(), refuse, read)
@@ -222,14 +231,71 @@ def _tar_members(tape: "_Tape") -> Iterator[Member]:
         pass
 
 
+def _next_info(archive: tarfile.TarFile, tape: "_Tape") -> tarfile.TarInfo | None:
+    """The next member of a tar, of which nothing is kept."""
+    tape.header_left = MAX_HEADER
+    info = archive.next()
+    tape.header_left = None
+    archive.members.clear()
+    if len(archive.pax_headers) > MAX_GLOBAL:
+        raise Refused(f"the archive has more than {MAX_GLOBAL} pax records for all of its members")
+    return info
+
+
+def _open_xz(path: Path, _: str) -> IO[bytes]:
+    return io.BufferedReader(_Xz(open(path, "rb")))
+
+
+class _Xz(io.RawIOBase):
+    """The content of an .xz; unlike ``lzma.open`` with a limit to its memory, as a file may ask for 4 GiB."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.decoder = file, lzma.LZMADecompressor(lzma.FORMAT_XZ, MAX_MEMORY)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = b""
+        while not data:
+            packed = b""
+            if self.decoder.eof:  # another stream may follow, after zeros
+                packed = self.decoder.unused_data
+                while not (packed := packed.lstrip(b"\0")):
+                    if not (packed := self.file.read(CHUNK)):
+                        return 0
+                self.decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, MAX_MEMORY)
+            elif self.decoder.needs_input and not (packed := self.file.read(CHUNK)):
+                raise EOFError("it is cut short")
+            data = self._decompress(packed, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _decompress(self, packed: bytes, most: int) -> bytes:
+        try:
+            return self.decoder.decompress(packed, most)
+        except lzma.LZMAError as error:
+            if "limit" not in str(error):
+                raise
+            text = f"the archive takes more than {show_size(MAX_MEMORY)} of memory to unpack"
+            raise Refused(f"{text}; unpack it yourself") from error
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
 class _Tape:
-    """The stream of a tar archive: forwards only, a chunk at a time, ``limit`` bytes in all.
+    """The stream of a tar archive: forwards only, a chunk at a time, ``limit`` bytes in all, ``headers`` of
+    them for headers.
 
     tarfile by itself reads a header of any length into memory, and follows negative sizes backwards for ever.
     """
 
-    def __init__(self, stream: IO[bytes], limit: int):
+    def __init__(self, stream: IO[bytes], limit: int, *, headers: int):
         self.stream, self.limit = stream, limit
+        self.headers_left = headers
+        self.header_left: int | None = MAX_HEADER  # None: no header is read now
         self.at, self.last = 0, b""  # bytes read, the latest of them
 
     def tell(self) -> int:
@@ -238,12 +304,25 @@ class _Tape:
     def seek(self, position: int) -> None:
         if position < self.at:
             raise Refused("a header of the archive leads backwards")
-        while self.at < position and self.read(min(CHUNK, position - self.at)):
+        while self.at < position and self._read(min(CHUNK, position - self.at)):
             pass
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= CHUNK:
-            raise Refused(f"a header of the archive wants {size:,} bytes")
+        if self.header_left is not None:
+            if not 0 <= size <= self.header_left:
+                most = f"; a member's may have {show_size(MAX_HEADER)} in all"
+                raise Refused(f"a header of the archive wants {size:,} bytes{most}")
+            self.header_left -= size
+            self.headers_left -= max(0, size - tarfile.BLOCKSIZE)  # the one that each member has
+            if self.headers_left < 0:
+                raise Refused(
+                    "the headers of the archive are longer than what it holds, as those of bombs are"
+                )
+        elif not 0 <= size <= CHUNK:
+            raise Refused(f"a member of the archive wants {size:,} bytes at once")
+        return self._read(size)
+
+    def _read(self, size: int) -> bytes:
         self.last = self.stream.read(size)
         self.at += len(self.last)
         if self.at > self.limit:

@@ -1,5 +1,6 @@
 """``download:`` of a data-set YAML, against a server on localhost; no other network is touched."""
 
+import contextlib
 import hashlib
 import http.server
 import io
@@ -502,6 +503,20 @@ def test_other_ways_to_arrive(kind, server, folder):
     assert files_of(folder) == FILES
 
 
+def test_the_body_of_a_redirect_is_not_read(server, folder):
+    sent = []
+
+    def page(handler):
+        answer(b"", 302, Content_Length=None, Location="/real.zip")(handler)
+        with contextlib.suppress(OSError):  # it hangs up
+            while len(sent) < 64:
+                sent.append(handler.wfile.write(bytes(2**20)))
+
+    server.pages |= {"/a.zip": page, "/real.zip": ZIP}
+    get(folder, f"{server.url}/a.zip")
+    assert files_of(folder) == FILES and len(sent) < 32  # MiB: what the sockets hold
+
+
 def test_what_is_there_is_not_fetched_again(server, folder, capsys):
     url = f"{server.url}/a.zip"
     for value in (url, url, {"url": url, "sha256": ZIP_SUM}):
@@ -685,8 +700,8 @@ def test_redirects_from_https_to_http_are_refused():
     handler = fetch._Redirects()
     request = urllib.request.Request("https://example.org/a.zip")
     with pytest.raises(Refused, match="not from https to http"):
-        handler.redirect_request(request, None, 302, "Found", {}, "http://example.org/a.zip")
-    new = handler.redirect_request(request, None, 302, "Found", {}, "https://example.com/b.zip")
+        handler.redirect_request(request, io.BytesIO(), 302, "Found", {}, "http://example.org/a.zip")
+    new = handler.redirect_request(request, io.BytesIO(), 302, "Found", {}, "https://example.com/b.zip")
     assert new.full_url == "https://example.com/b.zip"
 
 

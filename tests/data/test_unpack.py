@@ -2,11 +2,13 @@
 
 import gzip
 import io
+import lzma
 import os
 import shutil
 import stat
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -190,6 +192,16 @@ def test_names_with_a_nul_are_refused(name, tmp_path, area):
     assert "control character" in refusal_of(archive, area)
 
 
+def make_pax(path, *headers: dict[str, str], every: dict[str, str] | None = None):
+    """A .tar.gz with an empty file for each of the pax headers."""
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT, pax_headers=every) as archive:
+        for number, records in enumerate(headers or [{}]):
+            info = tarfile.TarInfo(f"{number}.txt")
+            info.pax_headers = records
+            archive.addfile(info)
+    return path
+
+
 def of_type(kind, link=""):
     def change(info):
         info.type, info.linkname = kind, link
@@ -314,6 +326,27 @@ TOO_MUCH = {  # archive, changed limits -> message
         {},
         "wants 8,388,608",
     ),
+    "pax": (lambda path: make_pax(path, {"note": "x" * 2**16}), {}, "a header of the archive wants 66,048"),
+    "long pax chain": (
+        lambda path: packed(path, 40 * header(size=2048, kind=b"x", data=bytes(2048))),
+        {},
+        "a header of the archive wants 2,048",
+    ),
+    "all pax": (
+        lambda path: make_pax(path, *({"note": "x" * 60_000} for _ in range(20))),
+        {},
+        "the headers of the archive",
+    ),
+    "global pax": (
+        lambda path: make_pax(path, every=dict.fromkeys(map(str, range(200)), "x")),
+        {},
+        "than 100",
+    ),
+    "xz": (
+        lambda path: make_tar(path, {"a.jpg": b"a"}, mode="w:xz"),
+        {"MAX_MEMORY": 2**20},
+        "takes more than 1.0 MB of memory to unpack; unpack it yourself",
+    ),
     "sparse": (lambda path: packed(path, sparse()), {}, "'holes.jpg' is a link"),
     "negative": (lambda path: packed(path, header(b"y.jpg") + header(size=-1024) + bytes(1024)), {}, ""),
     "backwards": (lambda path: packed(path, header(b"y.jpg") + header(size=-1024, kind=b"5")), {}, ""),
@@ -339,6 +372,39 @@ def test_bombs_lies_and_no_archives_are_refused(kind, tmp_path, area, monkeypatc
     for name, value in ({"SMALL": 10**6} | limits).items():
         monkeypatch.setattr(unpacking, name, value)
     assert text in refusal_of(make(tmp_path / "a"), area)
+
+
+def test_memory_is_that_of_one_member(tmp_path, area):
+    tar = make_pax(tmp_path / "a", *({f"note{i}": "x" for i in range(1000)} for _ in range(20)))
+    tracemalloc.start()
+    unpack(tar, area / "set")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6  # 2.9e6 with the headers of all members
+    small, large = zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED
+    for kind, chunk in {small: 4096, large: 2**20}.items():  # a MiB of bzip2 becomes 20 GB
+        with zipfile.ZipFile(make_zip(tmp_path / "b", FILES, compression=kind)) as file:
+            assert {member.chunk for member in unpacking._zip_members(file)} == {chunk}
+
+
+def test_more_memory_than_there_is_becomes_a_line(tmp_path, area, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(unpacking, "_write_file", fail)
+    assert "more memory to unpack than there is" in refusal_of(make_zip(tmp_path / "a", FILES), area)
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+def test_an_xz_of_several_streams(padding, tmp_path, area):
+    data = make_tar(tmp_path / "a", FILES).read_bytes()
+    parts = [lzma.compress(part) for part in (data[:700], data[700:])]
+    (tmp_path / "b").write_bytes(bytes(padding).join([*parts, b""]))
+    assert unpack(tmp_path / "b", area / "set") == (4, 0, "") and files_of(area / "set") == FILES
+    (tmp_path / "b").write_bytes(b"".join([*parts, b"junk" * 9]))
+    shutil.rmtree(area / "set")
+    (area / "set").mkdir()
+    assert "damaged" in refusal_of(tmp_path / "b", area)
 
 
 # damage
