@@ -105,6 +105,8 @@ class Measured(NamedTuple):
     low: float
     high: float
     whole: bool  # no value has a fraction
+    inner: tuple[float, float] = (0.0, 0.0)  # least and greatest of the values that are not low, not high
+    shares: tuple[float, float] = (0.0, 0.0)  # of the values, at low and at high
 
 
 def choose_range(found: Measured) -> tuple[float, float] | None:

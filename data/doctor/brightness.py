@@ -19,6 +19,9 @@ MANY = 0.01  # share of the pictures above which dark ones are a warning
 NARROW = 0.25  # share of the range below which the values leave pictures flat
 WHOLE = (0.0, 65535.0)  # 16 bits, of which the high byte is the picture
 ENDS = 0.95  # share of the values at both ends of a measured range above which little else is left
+ONE_END = 0.9  # at one end of any range
+NO_VALUE = 0.01  # share of the values at one number above which it may stand for no value
+ONE_SCALE = "bring the splits to one scale: no range suits them all"
 RANGE_REMEDY = "--set data.pixel_range=[low,high] says which values become 0 and 255"
 
 
@@ -46,27 +49,68 @@ def check_range(
         paths = paths_of(found.index)
         key = f"{spec.yaml}\0{split}"
         measured[split] = measure_pixels(paths, stat_files(paths), key, bands=config.data.bands)
-    own = measured.pop(first)
-    config = resolve_range(config, own)
-    findings = _check_span(own, config, first)
-    for split, found in measured.items():
-        findings += _check_span(found, config, split) or _check_beyond(found, config, split, first)
-    return config, describe_range(own, config.data.pixel_range), findings
+    config = resolve_range(config, measured[first])
+    setting, findings = _common_setting(measured), []
+    for split, found in sorted(measured.items(), key=lambda item: item[0] != first):
+        findings += (
+            _check_no_value(found, config, split, setting)
+            or _check_span(found, config, split, setting)
+            or (_check_beyond(found, config, split, first, setting) if split != first else [])
+        )
+    return config, describe_range(measured[first], config.data.pixel_range), findings
 
 
-def _check_beyond(found: Measured, config: Config, split: str, first: str) -> list[Finding]:
+def _span_of_rest(found: Measured) -> tuple[float, float]:
+    """The values without a number that may stand for no value.
+
+    Such a number is at an end, holds many of the pixels, and all others use little of what it spans.
+    """
+    low, high = found.low, found.high
+    rests = [(found.inner[0], high), (low, found.inner[1]), found.inner]
+    often = [share > NO_VALUE for share in found.shares]
+    for rest, possible in zip(rests, (*often, all(often)), strict=True):
+        if possible and 0 < rest[1] - rest[0] < NARROW * (high - low):
+            return rest
+    return low, high
+
+
+def _common_setting(measured: Mapping[str, Measured]) -> str:
+    """The range that holds the values of all splits; '' where it would leave those of one flat."""
+    spans = [_span_of_rest(found) for found in measured.values() if found.num_read]
+    low, high = min((span[0] for span in spans), default=0), max((span[1] for span in spans), default=0)
+    suits = low < high and all(span[1] - span[0] >= NARROW * (high - low) for span in spans)
+    return f"--set data.pixel_range=[{low:.10g},{high:.10g}]" if suits else ""
+
+
+def _check_no_value(found: Measured, config: Config, split: str, setting: str) -> list[Finding]:
+    """Numbers at an end of the range that hold many pixels, and leave little of the range to all others."""
+    span, rest = pixels_of(config.data).range, _span_of_rest(found)
+    if span is None or rest == (found.low, found.high) or rest[1] - rest[0] >= NARROW * (span[1] - span[0]):
+        return []
+    ends = zip((found.low, found.high), rest, found.shares, strict=True)
+    told = [f"{share:.1%} of the values are {end:.10g}" for end, kept, share in ends if end != kept]
+    part = (rest[1] - rest[0]) / (span[1] - span[0])
+    text = (
+        f"{' and '.join(told)}, all others {rest[0]:.10g}..{rest[1]:.10g}, {part:.1%} of the range "
+        f"{span[0]:.10g}..{span[1]:.10g}: do they stand for no value? pictures are flat"
+    )
+    return [Finding("warning", "range-ends", split, 0, text, setting or ONE_SCALE)]
+
+
+def _check_beyond(found: Measured, config: Config, split: str, first: str, setting: str) -> list[Finding]:
     """Whether a split has values that the range, which is that of the split ``first``, does not hold."""
     span = pixels_of(config.data).range
     if span is None:
         return _check_only_deep(found, split, first)
-    low, high = min(found.low, span[0]), max(found.high, span[1])
+    rest = _span_of_rest(found)  # a number for no value may well become black or white
+    low, high = min(rest[0], span[0]), max(rest[1], span[1])
     if not found.num_read or high - low - (span[1] - span[0]) <= NARROW * (span[1] - span[0]):
         return []
     text = (
-        f"values {found.low:.10g}..{found.high:.10g} reach beyond the range of {first}, "
+        f"values {rest[0]:.10g}..{rest[1]:.10g} reach beyond the range of {first}, "
         f"{span[0]:.10g}..{span[1]:.10g}: they become black or white"
     )
-    remedy = f"bring both to one scale, or --set data.pixel_range=[{low:.10g},{high:.10g}]"
+    remedy = f"bring both to one scale, or {setting}" if setting else ONE_SCALE
     return [Finding("warning", "beyond-range", split, 0, text, remedy)]
 
 
@@ -81,7 +125,7 @@ def _check_only_deep(found: Measured, split: str, first: str) -> list[Finding]:
     return [Finding("warning", "beyond-range", split, found.num_deep, text, RANGE_REMEDY)]
 
 
-def _check_span(found: Measured, config: Config, split: str) -> list[Finding]:
+def _check_span(found: Measured, config: Config, split: str, setting: str) -> list[Finding]:
     span = pixels_of(config.data).range
     if span is None or not found.num_read or found.high - found.low >= NARROW * (span[1] - span[0]):
         return []
@@ -90,7 +134,7 @@ def _check_span(found: Measured, config: Config, split: str) -> list[Finding]:
     text = (
         f"values {low}..{high} are {share:.1%} of the range {span[0]:.10g}..{span[1]:.10g}: pictures are flat"
     )
-    return [Finding("warning", "narrow-range", split, 0, text, f"--set data.pixel_range=[{low},{high}]")]
+    return [Finding("warning", "narrow-range", split, 0, text, setting or ONE_SCALE)]
 
 
 def measure_brightness(look: Inspection) -> Brightness:
@@ -119,15 +163,29 @@ def check_looks(
     ]
 
 
-def check_ends(seen: Brightness, span: tuple[float, float] | None, split: str) -> list[Finding]:
+def check_ends(
+    seen: Brightness, config: Config, split: str, told: list[Finding], *, measured: bool
+) -> list[Finding]:
     """A range with hardly a value between its ends, as where one number in it means that there is no value.
 
-    Of 0 and 1 alone there is nothing between.
+    Of a range that was measured on zeros and ones there is nothing between. That the values of a split lie at
+    both ends is told of ``train`` alone, whose range it is; that they lie at one end, of every split. Nothing
+    is said where ``told`` has it.
     """
-    share = seen.black + seen.white
-    if span is None or span[1] - span[0] <= 1 or not share > ENDS:
+    if any((finding.code, finding.split) == ("range-ends", split) for finding in told):
+        return []
+    span = pixels_of(config.data).range
+    share, one = seen.black + seen.white, max(seen.black, seen.white)
+    if span is None or (measured and span[1] - span[0] <= 1):
         return []
     ends = f"{span[0]:.10g}..{span[1]:.10g}"
+    if one > ONE_END:
+        end = span[0] if seen.black == one else span[1]
+        way = "below" if seen.black == one else "above"
+        text = f"{one:.1%} of the values are {end:.10g} or {way}, an end of the range {ends}: does it suit?"
+        return [Finding("warning", "range-ends", split, 0, text, RANGE_REMEDY)]
+    if split != "train" or not share > ENDS:
+        return []
     text = f"{share:.1%} of the values are at the ends of the range {ends}: does one stand for no value?"
     return [Finding("warning", "range-ends", split, 0, text, RANGE_REMEDY)]
 

@@ -66,6 +66,7 @@ def diagnose(
     Of ``optional`` splits it is only noted where their pictures, or all of their labels, are not there.
     """
     founds, findings = _read_splits(spec, config, splits, optional)
+    measured = config.data.pixel_range == "auto"
     config, pixels, more = check_range(spec, config, founds)
     findings += more
     findings += [Finding("note", "categories", "", 0, note) for note in spec.notes]
@@ -90,8 +91,7 @@ def diagnose(
         findings += check_crowding(found.index, split, config, shape)
         findings += check_measurable(reports[split], split)
         findings += check_looks(looks[split], paths_of(found.index), split, config.data.bands)
-        if split == "train":
-            findings += check_ends(brightness[split], pixels_of(config.data).range, split)
+        findings += check_ends(brightness[split], config, split, findings, measured=measured)
     classes = count_classes(founds, len(spec.names))
     findings += check_classes(classes, spec.names)
     sides = {split: count_sides(found, shape) for split, found in founds.items()}

@@ -7,6 +7,7 @@ pictures hold beyond it is cut off.
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,7 +27,21 @@ COLUMNS = {  # of a cache entry
     "types": Column("U", ("types",)),
     "range": Column("float64", (2,)),
     "whole": Column("bool", ()),
+    "inner": Column("float64", (2,)),
+    "shares": Column("float64", (2,)),
 }
+
+
+class _Values(NamedTuple):
+    """Of one picture."""
+
+    type: str
+    low: float
+    high: float
+    whole: bool  # all are whole numbers
+    inner: tuple[float, float]  # the least above low, the greatest below high
+    counts: tuple[int, int]  # values at low, at high
+    size: int  # values
 
 
 def measure_pixels(
@@ -42,26 +57,43 @@ def measure_pixels(
     state = np.frombuffer(hashlib.sha256(text + stats.tobytes()).digest(), np.uint8)
     entry = load_arrays("values", key, COLUMNS, name="range of pixels", check=_contradiction)
     if entry is not None and np.array_equal(entry["state"], state):
-        low, high = entry["range"].tolist()
-        return Measured(
-            *entry["counts"].tolist(), tuple(entry["types"].tolist()), low, high, bool(entry["whole"])
-        )
+        types, ends = tuple(entry["types"].tolist()), entry["range"].tolist()
+        inner, shares = tuple(entry["inner"].tolist()), tuple(entry["shares"].tolist())
+        return Measured(*entry["counts"].tolist(), types, *ends, bool(entry["whole"]), inner, shares)
     deep = [path for part in read_many(_deep_ones, paths) for path in part]
     chosen = [deep[i] for i in _spread(len(deep), MOST_READ)]
     with ThreadPoolExecutor(THREADS) as pool:
         read = [values for values in pool.map(lambda path: _extremes(path, bands), chosen) if values]
-    found = Measured(
-        num_pictures=len(paths),
-        num_deep=len(deep),
-        num_read=len(read),
-        types=tuple(sorted({item[0] for item in read})),
-        low=min((item[1] for item in read), default=0.0),
-        high=max((item[2] for item in read), default=0.0),
-        whole=all(item[3] for item in read),
-    )
+    found = _gather(len(paths), len(deep), read)
     arrays = {"state": state, "counts": np.array(found[:3], np.int64), "types": np.array(found.types, "U")}
-    save_arrays("values", key, arrays | {"range": np.array(found[4:6]), "whole": np.array(found.whole)})
+    arrays |= {"range": np.array(found[4:6]), "whole": np.array(found.whole)}
+    save_arrays(
+        "values", key, arrays | {"inner": np.array(found.inner), "shares": np.array(found.shares, np.float64)}
+    )
     return found
+
+
+def _gather(num_pictures: int, num_deep: int, read: list[_Values]) -> Measured:
+    """All pictures as one; a picture's end that is not the end of all is one of the values within."""
+    low = min((item.low for item in read), default=0.0)
+    high = max((item.high for item in read), default=0.0)
+    least = [item.inner[0] if item.low == low else item.low for item in read]
+    greatest = [item.inner[1] if item.high == high else item.high for item in read]
+    total = sum(item.size for item in read)
+    return Measured(
+        num_pictures,
+        num_deep,
+        num_read=len(read),
+        types=tuple(sorted({item.type for item in read})),
+        low=low,
+        high=high,
+        whole=all(item.whole for item in read),
+        inner=(min(least, default=0.0), max(greatest, default=0.0)),
+        shares=(
+            sum(item.counts[0] for item in read if item.low == low) / max(total, 1),
+            sum(item.counts[1] for item in read if item.high == high) / max(total, 1),
+        ),
+    )
 
 
 def resolve_range(config: Config, found: Measured) -> Config:
@@ -79,8 +111,8 @@ def _spread(count: int, most: int) -> list[int]:
     return list(range(count)) if count <= most else [number * count // most for number in range(most)]
 
 
-def _extremes(path: str, bands: tuple[int, int, int] | None) -> tuple[str, float, float, bool] | None:
-    """Type, least and greatest value, whether all are whole numbers."""
+def _extremes(path: str, bands: tuple[int, int, int] | None) -> _Values | None:
+    """None for a picture that cannot be read, or holds NaN."""
     try:
         values = read_stored(path, bands)
     except UserError:
@@ -88,7 +120,13 @@ def _extremes(path: str, bands: tuple[int, int, int] | None) -> tuple[str, float
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         return None
     whole = values.dtype.kind != "f" or bool((values == np.rint(values)).all())
-    return values.dtype.name, float(values.min()), float(values.max()), whole
+    low, high = values.min(), values.max()
+    inner = (
+        float(values.min(where=values > low, initial=high)),
+        float(values.max(where=values < high, initial=low)),
+    )
+    counts = int((values == low).sum()), int((values == high).sum())
+    return _Values(values.dtype.name, float(low), float(high), whole, inner, counts, values.size)
 
 
 def _contradiction(arrays: dict[str, np.ndarray]) -> str:

@@ -190,4 +190,65 @@ def test_zeros_and_ones_are_all_that_a_mask_has(check):
 def test_a_number_for_no_value(check, number):
     content = tiff_file(np.where(noise(0, 1) < 0.3, number, np.rint(noise(0, 80, 1))).astype("f4"))
     told = findings(check({"train/0.tif": content, "val/0.tif": content}))
+    assert told["range-ends", "train"][0] == told["range-ends", "val"][0] == "warning"
+
+
+FRAME = np.arange(SIZE[1])[None] < SIZE[1] // 4  # a quarter of the pixels
+NUMBERS = {  # picture with a number for no value -> the range of all others
+    "float": (np.where(FRAME, -9999, noise(0, 200)).astype("f4"), (0, 200)),
+    "few": (np.where(np.arange(SIZE[1])[None] < 3, -9999, noise(0, 200)).astype("f4"), (0, 200)),
+    "int16": (np.where(FRAME, -32768, noise(0, 400)).astype("i2"), (0, 400)),
+    "uint16": (np.where(FRAME, 65535, noise(0, 3000)).astype("u2"), (0, 3000)),
+    "kelvin": (np.where(FRAME, 0, noise(290, 310)).astype("f4"), (290, 310)),
+    "both": (np.where(FRAME, -9e9, np.where(FRAME[:, ::-1], 9e9, noise(0, 200))).astype("f4"), (0, 200)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_that_crushes_the_range(check, name):
+    values, rest = NUMBERS[name]
+    clean = tiff_file(values[:, SIZE[1] // 4 : -SIZE[1] // 4])
+    found = check({"train/0.tif": tiff_file(values), "val/0.tif": clean})
+    (finding,) = (f for f in found.findings if (f.code, f.split) == ("range-ends", "train"))
+    low, high = map(float, finding.remedy.partition("=[")[2].rstrip("]").split(","))
+    assert (low, high) == pytest.approx(rest, abs=3) and finding.severity == "warning"
+    codes = findings(check({}, pixel_range=(low, high)))
+    assert not {"range-ends", "narrow-range", "beyond-range"} & {code for code, _ in codes}
+
+
+ORDINARY = {
+    "black border": np.where(FRAME, 0, noise(500, 4096)).astype("u2"),
+    "saturated": np.minimum(noise(0, 6000), 4095).astype("u2"),
+    "hot pixels": np.where(noise(0, 1, 2) < 0.003, 65535, noise(0, 3000)).astype("u2"),
+    "8 bits": np.where(FRAME, 255, noise(0, 40)).astype("u1"),
+    "mask": FRAME.repeat(SIZE[0], 0).astype("u2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_ordinary_ends_are_not_taken_for_no_value(check, name):
+    content = tiff_file(ORDINARY[name])
+    told = findings(check({"train/0.tif": content, "val/0.tif": content}))
+    assert "range-ends" not in {code for code, _ in told}
+
+
+def test_no_number_for_no_value_of_another_split_is_put_into_the_range(check):
+    clean, marked = noise(0, 200).astype("f4"), np.where(FRAME, -9999, noise(0, 200)).astype("f4")
+    told = check({"train/0.tif": tiff_file(clean), "val/0.tif": tiff_file(marked)})
+    assert not {"beyond-range", "range-ends", "narrow-range"} & {code for code, _ in findings(told)}
+
+
+@pytest.mark.parametrize("code", ["narrow-range", "beyond-range"])
+def test_a_setting_that_would_spoil_another_split_is_not_offered(check, code):
+    wide, eight = whole(noise(0, 4096)), whole(noise(0, 256))
+    train, val = (wide, eight) if code == "narrow-range" else (eight, wide)
+    found = check({"train/0.tif": tiff_file(train), "val/0.tif": tiff_file(val)})
+    (finding,) = (f for f in found.findings if (f.code, f.split) == (code, "val"))
+    assert "pixel_range" not in finding.remedy and "one scale" in finding.remedy
+
+
+def test_a_given_range_that_burns_a_split_is_warned_of(check):
+    pictures = {"train/0.png": whole(noise(0, 4096)), "val/0.png": whole(noise(0, 254))}
+    told = findings(check(pictures, pixel_range=(0, 253)))
     assert told["range-ends", "train"][0] == "warning" and ("range-ends", "val") not in told
+    assert findings(check({}, pixel_range=(0, 1)))["range-ends", "train"][0] == "warning"
