@@ -64,7 +64,8 @@ def load_data_spec(path: str | Path, *, root: str | Path = DATA_ROOT, single_cls
         text = (
             f"none of the keys {', '.join(SPLITS)} is there; each names a folder, a list file or a JSON file"
         )
-        raise spec_error(yaml, text)
+        there = ", ".join(show(key) for key in list(content)[:SHOWN_REPEATED])
+        raise spec_error(yaml, text + f". There are {there}" * bool(there))
     place = find_place(yaml, content, root)
     if place.state == "partial" and place.search[0] == place.folder:
         raise spec_error(
@@ -322,6 +323,8 @@ def _read_names(yaml: Path, content: dict) -> tuple[str, ...]:
     if not names and os.path.isdir(yaml):
         remedy = "write classes.txt, one name a line, into the folder, or a data.yaml with names"
         raise spec_error(yaml, f"there are no class names: {other_yamls(yaml) or remedy}")
+    if isinstance(names, str):
+        raise spec_error(yaml, f"names: {show(names)} is text; write the names themselves, as a list")
     if not isinstance(names, list) or not names:
         raise spec_error(yaml, "names: needs a list of class names, or a map from 0, 1, 2, ... to names")
     names = tuple(_read_name(yaml, index, name) for index, name in enumerate(names))

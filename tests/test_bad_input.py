@@ -203,3 +203,18 @@ def test_names_that_no_disk_holds(command, shapes, tiny, trained, script, flag):
     }
     result = command(script, *before.get(script, ()), flag, TOO_LONG)
     assert result.code in (USAGE, DATA) and "n" * 50 in result.err and "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("flag", ["--weights", "--hyp", "--cfg", "--loss", "--data"])
+def test_a_pipe_is_there_but_no_file(command, shapes, tiny, flag):
+    os.mkfifo("pipe.yaml")
+    result = command("train", "--data", shapes, *tiny, flag, "pipe.yaml")
+    assert result.code in (USAGE, DATA) and "pipe.yaml" in result.err
+    assert "no such file" not in result.err and "not found" not in result.err
+
+
+@pytest.mark.parametrize("flag", ["--name", "--project"])
+def test_a_folder_s_name_does_not_break_lines(command, shapes, tiny, flag):
+    result = command("train", "--data", shapes, *tiny, flag, "a\nb")
+    assert result.code == USAGE and f"{flag} a\\nb: holds a control character" in result.err
+    assert_clean(result)

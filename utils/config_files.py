@@ -219,7 +219,7 @@ def resolve_named(name: Path | str, folder: str) -> Path:
     shelf = ROOT / "configs" / folder
     tried = [Path(name), ROOT / name, shelf / name, shelf / f"{name}.yaml"]
     for path in tried:
-        if os.path.isfile(path):
+        if os.path.exists(path) and not os.path.isdir(path):  # a pipe is there, too: its reader will say so
             return path
     names = sorted(path.stem for path in shelf.glob("*.yaml"))
     near = [f"Did you mean {match}?" for match in difflib.get_close_matches(str(name), names, 1)]

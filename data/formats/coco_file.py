@@ -118,7 +118,8 @@ def read_json(path: Path) -> CocoFile:
         text = f"byte {error.start + 1} is not {error.encoding.upper()}; save the file as UTF-8"
         raise UserError(f"{path}: cannot read this as COCO JSON: {text}", DATA) from error
     except (OSError, ValueError, RecursionError) as error:  # ValueError: a pipe, or a number of 5,000 digits
-        raise UserError(f"{path}: cannot read this as COCO JSON: {error}", DATA) from error
+        reason = "it holds a number of thousands of digits" if text and type(error) is ValueError else error
+        raise UserError(f"{path}: cannot read this as COCO JSON: {reason}", DATA) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a COCO file is an object with {', '.join(LISTS)}; this is none", DATA)
     twice = _repeated_list(text)

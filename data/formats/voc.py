@@ -69,6 +69,8 @@ class _Reader:
         self.text, self.line = "", self.parser.CurrentLineNumber
         if len(self.path) == 1 and tag != "annotation":
             raise ValueError(f"the file holds <{tag}>, not <annotation>: no VOC file")
+        if self.path[1:] == ["object", "bndbox"] and "bndbox" in self.found.objects[-1].fields:
+            raise ValueError("an object has two <bndbox>: give each box an <object> of its own")
         if len(self.path) > DEPTH:
             raise ValueError(f"elements lie more than {DEPTH} deep in each other")
         if self.path == ["annotation", "object"]:

@@ -278,9 +278,14 @@ def test_missing_split(root):
     ("text", "reason"),
     [
         ("names: [a]", "none of the keys train, val, test is there"),
+        ("Train: images\nnames: [a]", "There are 'Train', 'names'"),
+        (
+            "train: images/train\nnames: classes.txt",
+            "names: 'classes.txt' is text; write the names themselves",
+        ),
         ("train: images", "names: needs a list of class names"),
         ("train: images\nnames: []", "names: needs a list"),
-        ("train: images\nnames: abc", "names: needs a list"),
+        ("train: images\nnames: abc", "names: 'abc' is text"),
         ("train: images\nnames: [a, b, a]", "names: 'a' stands there more than once"),
         (
             "train: images\nnames: {0: a, 2: b}",

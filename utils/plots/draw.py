@@ -71,9 +71,10 @@ def display_name(label: int, names) -> str:
 def _shown_names(names: tuple[str, ...]) -> tuple[str, ...]:
     cut = [_cut(display_text(name[: 8 * NAME_LENGTH]), NAME_LENGTH) for name in names]
     short = [name or f"class {label}" for label, name in enumerate(cut)]
-    counts = Counter(short)
+    plain = [unicodedata.normalize("NFKC", name) for name in short]  # a letter and its accent may be one
+    counts = Counter(plain)
     return tuple(
-        name if counts[name] == 1 and not NUMBERED.match(name) else f"{label}: {name}"
+        name if counts[plain[label]] == 1 and not NUMBERED.match(name) else f"{label}: {name}"
         for label, name in enumerate(short)
     )
 

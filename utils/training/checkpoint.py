@@ -224,6 +224,8 @@ def _to_file(packed: dict[str, Any], *, safe: bool) -> memoryview:
 
 def _read_content(path: Path) -> Any:
     """What one file holds, by its first bytes; ending and form may differ."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UnreadableError(f"weights {path}: not a regular file (a directory, a pipe or a device)")
     if not os.path.isfile(path):
         beside = path.with_name("last.pt")
         hint = f"; there is {beside}" if path.stem == "best" and os.path.isfile(beside) else ""

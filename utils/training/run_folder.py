@@ -6,13 +6,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import NOT_SAVED, UserError
+from utils.wording import printable
 
 
 def make_run_folder(project: str | Path, name: str, *, exist_ok: bool = False) -> Path:
     """Create and return the first free folder of ``name``, ``name2``, ...; ``exist_ok`` takes ``name`` as is.
 
-    The folder is created in the same moment it is found free, so two runs never share one.
+    The folder is created in the same moment it is found free, so two runs never share one. A line break or
+    another control character in its name would break every line that says where the results are.
     """
+    for flag, value in (("--project", project), ("--name", name)):
+        if (shown := printable(value)) != str(value):
+            raise UserError(f"{flag} {shown}: holds a control character; choose another name")
     try:
         Path(project).mkdir(parents=True, exist_ok=True)
     except OSError as error:

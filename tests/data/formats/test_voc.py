@@ -171,3 +171,9 @@ def test_a_listed_picture_that_is_not_there_is_no_unreadable_one(tmp_path):
     yaml.write_text("train: list.txt\nannotations: xml\nformat: voc\nnames: [cat]\n")
     (problem,) = read_split(load_data_spec(yaml), "train").problems
     assert (problem.kind, problem.text) == ("missing picture", "no such file")
+
+
+def test_an_object_with_two_boxes_is_asked_about(tmp_path):
+    text = f"<annotation><object><name>cat</name>{BOX}{BOX}</object></annotation>"
+    found = read_split(load_data_spec(write(tmp_path, {"a": text.encode()}, "names: [cat]")), "train")
+    assert "an object has two <bndbox>" in found.problems[0].text

@@ -233,11 +233,10 @@ def test_best_cannot_be_resumed(tmp_path):
     assert "only last.pt can be resumed" in text
 
 
-@pytest.mark.parametrize("name", ["missing.pt", ""])
-def test_a_file_that_is_not_there(tmp_path, monkeypatch, name):
+def test_a_file_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / name  # the second is a folder
-    assert f"not found (working directory {tmp_path})" in refusal(path)
+    assert f"not found (working directory {tmp_path})" in refusal(tmp_path / "missing.pt")
+    assert "not a regular file (a directory, a pipe or a device)" in refusal(tmp_path)
 
 
 def test_a_best_pt_that_is_not_there_names_last_pt(tmp_path):
