@@ -168,7 +168,7 @@ def read_header(path: str | Path) -> Header:
         with open_regular(path) as file:
             opened = _open(file)
             if opened.pages:
-                pages, bands = len(tiff.read_pages(file)), opened.pages[0].bands
+                pages, bands = tiff.count_pages(file), opened.pages[0].bands
             else:
                 pages, bands = getattr(opened.image, "n_frames", 1), len(opened.image.getbands())
             return Header(opened.size, opened.deep, pages, bands)
@@ -202,6 +202,8 @@ def _open(file: BinaryIO, bands: tuple[int, int, int] | None = None) -> _Opened:
         raise ValueError("a PFM of three colours; save it as TIFF")  # Pillow reads grey ones only
     file.seek(0)
     image = Image.open(file, formats=FORMATS)
+    if pages and pages[0].number:  # a thumbnail comes first
+        image.seek(pages[0].number)
     width, height = image.size
     _check_limit(width, height)
     orientation = _orientation(image)

@@ -34,7 +34,7 @@ from utils.training.distributed import barrier, on_each_node
 
 CPU = torch.device("cpu")
 SHARED_MEMORY = Path("/dev/shm")
-VERSION = 3  # of the file's form, and of how its pixels are made
+VERSION = 4  # of the file's form, and of how its pixels are made
 HEADER = 4096  # bytes before the pixels: the stamp, the SHA-256 of the sums behind them, then zeros
 SUM = np.dtype("<u4")  # CRC-32 of each picture, behind the pixels: fast enough to be checked while training
 CHUNK = 32  # pictures a task

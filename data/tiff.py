@@ -10,7 +10,7 @@ Sizes are (height, width).
 import io
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 import cv2
@@ -20,13 +20,24 @@ from PIL import Image, TiffImagePlugin
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MOST_PAGES = 10_000  # a chain of pages may be a circle
 KINDS = {1: "u", 2: "i", 3: "f"}  # of SampleFormat
-GREY, COLOUR = (0, 1), 2  # PhotometricInterpretation whose values mean brightness as they stand
-REDUCED_OR_MASK = 1 | 4  # bits of NewSubfileType: a thumbnail, a level of a pyramid, a transparency mask
+WHITE_IS_ZERO = 0
+GREY, COLOUR = (WHITE_IS_ZERO, 1), 2  # PhotometricInterpretation whose values mean brightness as they stand
+REDUCED, MASK = 1, 4  # bits of NewSubfileType: a thumbnail, a level of a pyramid; a transparency mask
+OLD_REDUCED = 2  # the same of SubfileType
 # tags
-SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, ORDER = 254, 256, 257, 258, 259, 262, 266
+SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, ORDER = (
+    254,
+    255,
+    256,
+    257,
+    258,
+    259,
+    262,
+    266,
+)
 OFFSETS, ORIENTATION, SAMPLES, ROWS, COUNTS, PLANAR, PREDICTOR = 273, 274, 277, 278, 279, 284, 317
 TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, FORMAT = 322, 323, 324, 325, 339
-LAYOUT = (SUBFILE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, ORDER, ORIENTATION, SAMPLES, PLANAR, FORMAT)
+LAYOUT = (SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, ORDER, ORIENTATION, SAMPLES, PLANAR, FORMAT)
 STORAGE = (COMPRESSION, PREDICTOR, OFFSETS, ROWS, COUNTS, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS)
 
 
@@ -40,6 +51,7 @@ class Page(NamedTuple):
     orientation: int
     tags: dict[int, tuple]
     byte_order: str  # < or >
+    number: int  # in the file, from 0
 
     @property
     def deep(self) -> bool:
@@ -47,9 +59,28 @@ class Page(NamedTuple):
         return self.bits > 8 or self.kind != "u"
 
     @property
+    def is_mask(self) -> bool:
+        """Whether it only says which pixels of another page count."""
+        return bool(self.first(SUBFILE, 0) & MASK)
+
+    @property
+    def aside(self) -> bool:
+        """Whether it is marked as a smaller copy of another page, or as its mask."""
+        return (
+            bool(self.first(SUBFILE, 0) & REDUCED)
+            or self.is_mask
+            or self.first(OLD_SUBFILE, 0) == OLD_REDUCED
+        )
+
+    @property
     def is_half(self) -> bool:
         """Floats of 16 bits, which only pass as integers."""
         return (self.kind, self.bits) == ("f", 16)
+
+    @property
+    def inverted(self) -> bool:
+        """Grey of 8 bits in which 0 is white; of deeper values the order is not heeded."""
+        return not self.deep and self.bands == 1 and self.first(PHOTOMETRIC, 1) == WHITE_IS_ZERO
 
     @property
     def plain(self) -> bool:
@@ -78,27 +109,43 @@ def is_tiff(file: BinaryIO) -> bool:
 def read_pages(file: BinaryIO, *, most: int = MOST_PAGES) -> list[Page]:
     """The pages of a file that are like its first: of its size, type and number of bands.
 
-    Pages of other sizes, thumbnails, pyramids and masks are passed over.
+    The first is the first that is not marked as a thumbnail or a mask, where there is one: some cameras put
+    the thumbnail before the picture. Of a file whose pages are all marked it is the largest. Pages of other
+    sizes, thumbnails, pyramids and masks are passed over.
     """
+    pages, aside = [], []
+    for page in _walk(file):
+        if page.aside:
+            aside = [max([*aside, page], key=lambda one: (not one.is_mask, math.prod(one.size)))]
+        elif not pages or page[:4] == pages[0][:4]:
+            pages.append(page)
+            if len(pages) >= most:
+                break
+    if not pages and not aside:
+        raise ValueError("a TIFF without pictures")
+    return pages or aside
+
+
+def count_pages(file: BinaryIO) -> int:
+    """Pages of any size that are not marked as thumbnails, levels of a pyramid or masks; at least 1."""
+    return max(1, sum(not page.aside for page in _walk(file)))
+
+
+def _walk(file: BinaryIO) -> Iterator[Page]:
+    """All pages, in their order."""
     file.seek(0)
     head = file.read(8)
     head += file.read(8) if head[2:3] == b"+" or head[3:4] == b"+" else b""
     directory = TiffImagePlugin.ImageFileDirectory_v2(head)
-    pages, seen = [], set()
-    while directory.next and directory.next not in seen and len(seen) < MOST_PAGES and len(pages) < most:
+    seen = set()
+    while directory.next and directory.next not in seen and len(seen) < MOST_PAGES:
         seen.add(directory.next)
         file.seek(directory.next)
         directory.load(file)
-        page = _page_of(directory, "<" if head[:1] == b"I" else ">")
-        alike = not pages or page[:4] == pages[0][:4]
-        if alike and (not pages or not page.first(SUBFILE, 0) & REDUCED_OR_MASK):
-            pages.append(page)
-    if not pages:
-        raise ValueError("a TIFF without pictures")
-    return pages
+        yield _page_of(directory, "<" if head[:1] == b"I" else ">", len(seen) - 1)
 
 
-def _page_of(directory: TiffImagePlugin.ImageFileDirectory_v2, byte_order: str) -> Page:
+def _page_of(directory: TiffImagePlugin.ImageFileDirectory_v2, byte_order: str, number: int) -> Page:
     tags = {}
     for tag in (*LAYOUT, *STORAGE):
         if (value := directory.get(tag)) is not None:
@@ -111,7 +158,7 @@ def _page_of(directory: TiffImagePlugin.ImageFileDirectory_v2, byte_order: str) 
     samples, orientation = int(tags.get(SAMPLES, (1,))[0]), int(tags.get(ORIENTATION, (1,))[0])
     size = int(tags[HEIGHT][0]), int(tags[WIDTH][0])
     turn = orientation if 1 <= orientation <= 8 else 1
-    return Page(size, samples, int(bits.pop()), KINDS[formats.pop()], turn, tags, byte_order)
+    return Page(size, samples, int(bits.pop()), KINDS[formats.pop()], turn, tags, byte_order, number)
 
 
 def read_bands(data: bytes, pages: list[Page], wanted: Sequence[int]) -> np.ndarray:
@@ -129,6 +176,8 @@ def _read_page(data: bytes, page: Page) -> np.ndarray:
         planes = [_read_grey(data, page, plane, 1) for plane in range(page.bands)]
         return np.dstack(planes)
     values = _read_grey(data, page, 0, page.bands)
+    if page.inverted:
+        values = 255 - values
     return values.reshape(*page.size, page.bands)
 
 

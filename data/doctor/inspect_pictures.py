@@ -25,7 +25,7 @@ from data.pixels import AS_STORED, Pixels, pixels_of
 from utils.config import DataConfig
 from utils.errors import UserError
 
-VERSION = 3  # goes up whenever decoding or the thumbnails change
+VERSION = 4  # goes up whenever decoding or the thumbnails change
 SIDE = 32  # px of a thumbnail
 MANY_PICTURES = 10_000  # above, headers only
 MAX_THREADS = 8  # each holds one decoded picture

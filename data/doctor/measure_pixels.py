@@ -18,7 +18,7 @@ from utils.config import Config
 from utils.errors import UserError
 from utils.files import read_many
 
-VERSION = 2  # goes up whenever reading stored values gives something else
+VERSION = 3  # goes up whenever reading stored values gives something else
 MOST_READ = 500  # deep pictures whose values are read
 THREADS = 4  # that decode
 COLUMNS = {  # of a cache entry

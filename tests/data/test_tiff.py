@@ -6,9 +6,10 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
-from data.images import decode_image, read_stored
+from data.images import decode_image, read_header, read_size, read_stored
+from data.pixels import Pixels
 from data.tiff import read_bands, read_pages
 from tests.data.tiff_files import tiff_file
 from utils.errors import UserError
@@ -74,6 +75,51 @@ def test_only_pages_like_the_first_are_bands():
     page, other = values_of("u2", 1), values_of("u2", 1, seed=1)
     file = tiff_file(page, page[:10, :12], other, other, page, subfile=(0, 1, 0, 1, 4))
     np.testing.assert_array_equal(read(file), np.concatenate([page, other], 2))  # no thumbnail, level, mask
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour", "deep"])
+@pytest.mark.parametrize("marks", [(1, 0), (4, 0), (1, 1, 0, 1), (1, 5, 4, 0)])
+def test_a_thumbnail_before_the_picture_is_passed_over(tmp_path, kind, marks):
+    values = values_of("u2" if kind == "deep" else "u1", 3 if kind == "colour" else 1)
+    pages = [values if not mark else values[:10, :12] for mark in marks]
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff_file(*pages, subfile=marks))
+    assert read_size(path) == (20, 24)
+    header = read_header(path)
+    assert header.size == (20, 24) and header.pages == 1
+    for bands in (None, (1, 1, 1)):
+        pixels = Pixels(range=(0, 255), bands=bands)
+        found = decode_image(path, pixels=pixels, size=(20, 24))
+        np.testing.assert_array_equal(found[..., 0], values[..., 0].clip(0, 255))
+
+
+def test_pages_of_other_sizes_are_counted(tmp_path):
+    page = values_of("u1", 1)
+    for name, marks, count in (("a", (0, 0), 2), ("b", (0, 1), 1), ("c", (1, 1), 1), ("d", (1, 0, 0), 2)):
+        sizes = [page, page[:10, :12], page[:5]]
+        (tmp_path / name).write_bytes(tiff_file(*sizes[: len(marks)], subfile=marks))
+        assert read_header(tmp_path / name).pages == count, name
+
+
+def test_the_old_mark_of_a_thumbnail(tmp_path):
+    page, info = Image.fromarray(values_of("u1", 1)[..., 0]), TiffImagePlugin.ImageFileDirectory_v2()
+    info[255] = 2
+    page.resize((12, 10)).save(
+        tmp_path / "a.tif", save_all=True, append_images=[page], tiffinfo=info
+    )  # both pages are marked: the larger is taken
+    assert read_size(tmp_path / "a.tif") == (20, 24) and read_header(tmp_path / "a.tif").pages == 1
+
+
+def test_white_is_zero_with_and_without_bands(tmp_path):
+    values, info = values_of("u1", 1)[..., 0], TiffImagePlugin.ImageFileDirectory_v2()
+    info[262] = 0
+    for name, picture in (("grey", Image.fromarray(values)), ("bits", Image.fromarray(values > 99))):
+        path = tmp_path / f"{name}.tif"
+        picture.save(path, tiffinfo=info)
+        plain, chosen = decode_image(path), decode_image(path, pixels=Pixels(bands=(1, 1, 1)))
+        np.testing.assert_array_equal(plain, chosen)
+        expected = values if name == "grey" else (values > 99) * 255
+        np.testing.assert_array_equal(plain[..., 0], expected)
 
 
 def test_a_circle_of_pages_ends():
