@@ -17,8 +17,8 @@ import numpy as np
 
 from data.doctor.unread import OTHER_PICTURES
 from data.formats.globbing import MOST_LOOKS, find_matching
-from data.formats.listing import SUFFIXES, read_list, walk_pictures
-from data.images import decode_image, is_deep
+from data.formats.listing import SUFFIXES, has_no_ending, read_list, walk_pictures
+from data.images import VIDEOS, decode_image, is_deep
 from data.letterbox import rounding_note
 from data.pixels import is_featureless
 from inference import LoadedDetector, load_detector
@@ -111,7 +111,8 @@ def _listed_pictures(path: Path) -> list[Path]:
     """The pictures of a folder, sorted, or of a list file, in its order."""
     try:
         if os.path.isdir(path):
-            found = list(walk_pictures(path, SUFFIXES + OTHER_PICTURES, most_idle=MOST_LOOKS))
+            endings = SUFFIXES + OTHER_PICTURES + VIDEOS
+            found = list(walk_pictures(path, endings, most_idle=MOST_LOOKS, nameless=True))
             if left := describe_left_out(found):
                 print(left)
             return sorted(Path(name) for name in found if name.lower().endswith(SUFFIXES))
@@ -121,13 +122,25 @@ def _listed_pictures(path: Path) -> list[Path]:
 
 
 def describe_left_out(paths: list[str]) -> str:
-    """One line that counts the pictures of formats that are not read; '' where there are none."""
-    endings = (os.path.splitext(path)[1] for path in paths)
-    counts = Counter(ending for ending in endings if ending.lower() not in SUFFIXES)
-    if not counts:
-        return ""
-    shown = ", ".join(f"{count} {printable(ending)}" for ending, count in sorted(counts.items()))
-    return f"left out: {shown}: formats that are not read; convert them to PNG or JPEG"
+    """Lines that count the pictures of formats that are not read, videos, and pictures without an ending."""
+    kinds: dict[str, list[str]] = {"picture": [], "video": [], "bare": []}
+    for path in paths:
+        ending = os.path.splitext(path)[1]
+        if has_no_ending(path):
+            kinds["bare"].append("without an ending")
+        elif ending.lower() not in SUFFIXES:
+            kinds["video" if ending.lower() in VIDEOS else "picture"].append(printable(ending))
+    advice = {
+        "picture": "formats that are not read; convert them to PNG or JPEG",
+        "video": "videos are not read yet; take pictures out of them",
+        "bare": "name them .png, .jpg, ...",
+    }
+    lines = []
+    for kind, endings in kinds.items():
+        counts = sorted(Counter(endings).items())
+        shown = ", ".join(f"{count} {ending}" for ending, count in counts)
+        lines += [f"left out: {shown}: {advice[kind]}"] if counts else []
+    return "\n".join(lines)
 
 
 def check_classes(classes: list[int] | None, names: tuple[str, ...]) -> None:

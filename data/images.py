@@ -51,6 +51,10 @@ FORMATS = tuple(ENDINGS)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COLOUR_PFM = (b"PF\n", b"PF\r", b"PF ")
 SUFFIXES = tuple(ending for endings in ENDINGS.values() for ending in endings)  # lower case
+VIDEOS = (
+    ".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".wmv", ".flv",
+    ".mpg", ".mpeg", ".3gp", ".mts", ".m2ts", ".ogv", ".asf", ".mxf",
+)  # fmt: skip
 ORIENTATION = 0x0112  # EXIF tag
 # Orientation is applied by us on every path, so that header and pixels cannot disagree.
 CV2_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -145,6 +149,14 @@ def read_size(path: str | Path) -> tuple[int, int]:
             return _open(file).size
     except Exception as error:  # as above
         raise _picture_error(path, error) from error
+
+
+def is_picture(path: str | Path) -> bool:
+    """Whether a file has the header of a picture that is read, whatever its name."""
+    try:
+        return min(read_size(path)) > 0
+    except UserError:
+        return False
 
 
 def is_deep(path: str | Path) -> bool:
@@ -285,6 +297,8 @@ def _picture_error(path: str | Path, error: Exception) -> UserError:
         reason = f"larger than the limit of {MAX_PIXELS // 10**6} megapixels ({error}); make it smaller"
     elif isinstance(error, Image.UnidentifiedImageError) and Path(path).stat().st_size == 0:
         reason = "the file is empty"
+    elif isinstance(error, Image.UnidentifiedImageError) and str(path).lower().endswith(VIDEOS):
+        reason = "a video; videos are not read yet: take pictures out of it"
     elif isinstance(error, Image.UnidentifiedImageError):
         reason = f"not a picture of a known format ({', '.join(FORMATS)})"
     elif isinstance(error, OSError) and error.strerror:

@@ -245,6 +245,25 @@ def test_folders_are_searched_for_all_that_is_read_and_the_rest_is_counted(tmp_p
     assert len(find_pictures(str(tmp_path))) == len(names) and not capsys.readouterr().out
 
 
+def test_what_a_folder_holds_beside_pictures_is_counted(tmp_path, capsys):
+    endings = "cr3", "raf", "orf", "rw2", "jpx", "pam", "mp4", "avi", "MOV", "mkv"
+    for name in ("a.png", "Makefile", *(f"x.{end}" for end in endings)):
+        (tmp_path / name).touch()
+    for name in ("bare", "bare.0001"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, "PNG")
+    assert [path.name for path in find_pictures(str(tmp_path))] == ["a.png"]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("left out: 1 .cr3, 1 .jpx, 1 .orf, 1 .pam, 1 .raf, 1 .rw2: formats")
+    assert said[1].startswith("left out: 1 .MOV, 1 .avi, 1 .mkv, 1 .mp4: videos are not read yet")
+    assert said[2].startswith("left out: 2 without an ending: name")
+
+
+def test_a_video_is_called_one(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(99))
+    with pytest.raises(UserError, match="videos are not read yet"):
+        decode_image(tmp_path / "a.mp4")
+
+
 @pytest.mark.parametrize(
     ("pictures", "stops"), [((), True), (("2/x/y.png",), True), (("1/a.png", "2/a.png"), False)]
 )

@@ -7,20 +7,22 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from data.doctor.findings import Finding
 from data.formats import voc, yolo
-from data.formats.listing import SUFFIXES, walk_pictures
+from data.formats.listing import SUFFIXES, has_no_ending, walk_pictures
 from data.formats.nearby import unread_labels
 from data.formats.problems import Problem
 from data.formats.sources import DataSpec, split_sources
+from data.images import VIDEOS
 from data.index import Found, paths_of
 
 MANY = 0.01  # share of the pictures above which it is a warning
-OTHER_PICTURES = tuple(
-    {
-        *(".jp2", ".j2k", ".heic", ".heif", ".avif", ".jxl", ".tga", ".dng", ".nef", ".cr2", ".arw", ".dcm"),
-        *(".exr", ".hdr", ".svg", ".psd", ".pcx", ".ico"),
-    }
-    - set(SUFFIXES)  # .avif, where Pillow reads it
-)
+OTHER_PICTURES = tuple({
+    ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jpm", ".jph", ".jxl", ".jxr", ".wdp",
+    ".heic", ".heif", ".hif", ".avif", ".pam", ".pgx", ".tga", ".exr", ".hdr", ".svg", ".psd", ".pcx",
+    ".ico", ".xcf", ".qoi", ".sgi", ".ras", ".dcm", ".fits", ".fit",
+    # cameras' own
+    ".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".sr2", ".srf", ".raf", ".orf", ".rw2",
+    ".rwl", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".mrw", ".kdc", ".dcr", ".erf", ".mos",
+} - set(SUFFIXES))  # .avif, where Pillow reads it  # fmt: skip
 
 
 def find_unread(spec: DataSpec, founds: Mapping[str, Found]) -> list[Finding]:
@@ -28,7 +30,12 @@ def find_unread(spec: DataSpec, founds: Mapping[str, Found]) -> list[Finding]:
     total = sum(len(found.index.sizes) for found in founds.values())
     findings = _alike(spec.names)
     for split in founds:
-        findings += _tell(_other_endings(spec, split), total, "picture-unread", split, OTHER_TEXT)
+        others = list(_other_endings(spec, split))
+        for code, kind, text in (
+            ("picture-unread", "ending", OTHER_TEXT),
+            ("video-unread", "video", VIDEO_TEXT),
+        ):
+            findings += _tell((item for item in others if item.kind == kind), total, code, split, text)
     if spec.format != "coco":
         findings += _tell(_shared(founds.values()), total, "label-shared", "", SHARED_TEXT)
         for split, found in founds.items():
@@ -42,6 +49,7 @@ OTHER_TEXT = (
     "pictures of an ending that is not read",
     f"convert them; read are {' '.join(SUFFIXES)}",
 )
+VIDEO_TEXT = ("videos, which are not read yet", "take pictures out of them, with labels of their own")
 SHARED_TEXT = (
     "pictures that share their label file with another one",
     "rename one of them, and write labels of its own; or take it out",
@@ -76,8 +84,13 @@ def _shared(founds: Iterable[Found]) -> Iterator[Problem]:
 def _other_endings(spec: DataSpec, split: str) -> Iterator[Problem]:
     for source in split_sources(spec, split):
         if os.path.isdir(source):
-            for path in walk_pictures(source, OTHER_PICTURES):
-                yield Problem(path, 0, f"{os.path.splitext(path)[1]} is not read", "ending")
+            for path in walk_pictures(source, OTHER_PICTURES + VIDEOS, nameless=True):
+                if path.lower().endswith(VIDEOS):
+                    yield Problem(path, 0, "a video", "video")
+                elif has_no_ending(path):
+                    yield Problem(path, 0, "a picture whose name has no ending; give it one", "ending")
+                else:
+                    yield Problem(path, 0, f"{os.path.splitext(path)[1]} is not read", "ending")
 
 
 def _other_labels(spec: DataSpec, found: Found) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from data.images import SUFFIXES
+from data.images import SUFFIXES, is_picture
 from utils.errors import DATA, UserError
 from utils.files import open_regular, plain_text
 from utils.wording import printable, show_value
@@ -26,10 +26,15 @@ WRONG_KINDS = {  # given where a list is expected
 
 
 def walk_pictures(
-    folder: Path, suffixes: tuple[str, ...] = SUFFIXES, *, most_idle: float = float("inf")
+    folder: Path,
+    suffixes: tuple[str, ...] = SUFFIXES,
+    *,
+    most_idle: float = float("inf"),
+    nameless: bool = False,
 ) -> Iterator[str]:
     """Files below a folder by ending, hidden ones left out; links followed, each real folder entered once.
 
+    With ``nameless`` also pictures, by their first bytes, whose name has no ending, or a number for one.
     A folder that cannot be read, and more than ``most_idle`` files and folders since the last folder with
     such a file, are a ``UserError``: somebody named a whole disk.
     """
@@ -43,6 +48,9 @@ def walk_pictures(
         entered.add(real)
         prefix = os.path.join(parent, "")
         found = [prefix + name for name in files if name.lower().endswith(suffixes) and name[0] != "."]
+        if nameless:
+            bare = [prefix + name for name in files if name[0] != "." and has_no_ending(name)]
+            found += filter(is_picture, bare)
         idle = 0 if found else idle + looks
         if idle > most_idle:
             text = (
@@ -50,6 +58,12 @@ def walk_pictures(
             )
             raise UserError(f"{text}folder that is nearer to the pictures", DATA)
         yield from found
+
+
+def has_no_ending(name: str) -> bool:
+    """Whether nothing in a file's name says of what kind it is: ``frame``, ``frame.0001``."""
+    ending = os.path.splitext(name)[1][1:]
+    return not ending or ending.isdigit()
 
 
 def read_list(path: Path, root: Path) -> list[str]:

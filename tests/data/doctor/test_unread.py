@@ -40,6 +40,9 @@ CASES = [
     ([*PLAIN, "images/x/c.jpg", "x/labels/c.txt"], [("label-unread", 1)]),
     ([*PLAIN, "images/x/a.jpg"], []),  # a background; labels/a.txt is of images/a.jpg
     ([*PLAIN, "images/c.jp2", "images/deep/d.heic", "images/.hidden.gif"], [("picture-unread", 2)]),
+    ([*PLAIN, *(f"images/x.{end}" for end in ("cr3", "RAF", "jpx", "pam"))], [("picture-unread", 4)]),
+    ([*PLAIN, "images/x.mp4", "images/y.MKV"], [("video-unread", 2)]),
+    ([*PLAIN, "images/README", "images/a.1"], []),  # no pictures
 ]
 
 
@@ -50,6 +53,14 @@ def test_what_is_not_looked_at(tmp_path, files, expected):
     for finding in findings:
         assert finding.severity == "warning" and finding.remedy and str(finding.count) in finding.text
         assert all(place.path.startswith(str(tmp_path)) for place in finding.places)
+
+
+def test_a_picture_without_an_ending(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("x", "frame.0001"):
+        Image.new("RGB", (16, 16)).save(tmp_path / "images" / name, "PNG")
+    (finding,) = make(tmp_path, PLAIN)
+    assert (finding.code, finding.count) == ("picture-unread", 2) and "no ending" in finding.places[0].text
 
 
 def test_two_folders_called_images(tmp_path):
