@@ -39,7 +39,7 @@ COLUMNS = {
     "problems": Column("uint8", ("bytes of problems",)),
 }
 SYSTEM_ERRORS = tuple(map(os.strerror, errno.errorcode))
-VERSION = 4  # of what the label cache holds; goes up whenever reading labels gives something else
+VERSION = 5  # of what the label cache holds; goes up whenever reading labels gives something else
 
 
 class Index(NamedTuple):

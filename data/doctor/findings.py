@@ -1,5 +1,6 @@
 """What the doctor found: one ``Finding`` for all faults of a kind in a split, and how people see it."""
 
+import errno
 import os
 import textwrap
 from collections import defaultdict
@@ -16,6 +17,22 @@ WIDTH = 110  # characters
 # kind of a ``Problem`` -> what, what to do
 KINDS = {
     "picture": ("pictures that cannot be read", "replace or delete these files"),
+    "picture bands": (
+        "pictures that have fewer bands than data.bands asks for",
+        "--set data.bands=[...] of bands that all pictures have (null: the first three), or take these out",
+    ),
+    "picture range": (
+        "pictures whose values need a range",
+        "--set data.pixel_range=auto finds it in the training pictures; or --set data.pixel_range=[low,high]",
+    ),
+    "picture folder": (
+        "folders that a list names in place of pictures",
+        "name these folders in the YAML in place of the list (train: [folder, ...]), or list their pictures",
+    ),
+    "picture access": (
+        "pictures that the system does not let us read",
+        "look at their rights and at the disk they are on; the files may be whole",
+    ),
     "missing picture": (
         "pictures that are listed, but not there",
         "put them where the list says, or take them out of the list",
@@ -87,6 +104,11 @@ KINDS = {
 }
 
 
+# what a fault of a picture says -> its kind, where another file would not mend it
+FAULTS = {"data.bands asks for": "bands", "data.pixel_range": "range", "it is a folder;": "folder"}
+SYSTEM_ERRORS = tuple(map(os.strerror, errno.errorcode))
+
+
 class Finding(NamedTuple):
     """Something to know about a split, or about the data set as a whole."""
 
@@ -103,7 +125,7 @@ def gather_problems(problems: Sequence[Problem], split: str, policy: Policy) -> 
     """One finding for each kind of problem. With the policy "skip" training leaves faulty labels out."""
     kinds: dict[str, list[Problem]] = defaultdict(list)
     for problem in problems:
-        kinds[problem.kind].append(problem)
+        kinds[_kind_of(problem)].append(problem)
     found = []
     for kind, members in kinds.items():
         text, remedy = KINDS.get(kind, (f"faulty labels ({kind})", "mend or delete them"))
@@ -113,6 +135,15 @@ def gather_problems(problems: Sequence[Problem], split: str, policy: Policy) -> 
         places = tuple(sorted(members))
         found.append(Finding(severity, kind.replace(" ", "-"), split, len(members), text, remedy, places))
     return found
+
+
+def _kind_of(problem: Problem) -> str:
+    """Of a picture that cannot be read also why, where the remedy depends on it."""
+    if problem.kind != "picture":
+        return problem.kind
+    if problem.text.endswith(SYSTEM_ERRORS):
+        return "picture access"
+    return next((f"picture {kind}" for part, kind in FAULTS.items() if part in problem.text), "picture")
 
 
 def sort_findings(findings: Sequence[Finding]) -> list[Finding]:

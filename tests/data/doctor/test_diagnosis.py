@@ -1,5 +1,6 @@
 """What the doctor makes of splits whose pictures or labels are not there."""
 
+import json
 import shutil
 
 import pytest
@@ -95,3 +96,42 @@ def test_the_other_splits_can_be_converted(root, tmp_path):
     without_labels(root, "test")
     with pytest.raises(UserError, match="To convert the others: --splits train val"):
         convert(load_data_spec(root), "coco", tmp_path / "out")
+
+
+def four_bands(root, path):
+    Image.new("RGBA", (64, 64), (9, len(path.name), 3, 4)).save(path)
+
+
+def a_folder(root, path):
+    (root / "train.txt").write_text("images/train\n")
+    yaml = root / "data.yaml"
+    yaml.write_text(yaml.read_text().replace("train: images/train", "train: train.txt"))
+
+
+def floats(root, path):
+    path.unlink()
+    Image.new("F", (64, 64), 0.5).save(path.with_suffix(".tif"))
+
+
+def no_rights(root, path):
+    path.unlink()
+    path.symlink_to(path.name)  # a circle, as rights do not hold for root
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "remedy", "flags"),
+    [
+        (four_bands, "picture-bands", "--set data.bands=", ("--set", "data.bands=[4,3,2]")),
+        (floats, "picture-range", "--set data.pixel_range=auto", ("--set", "data.pixel_range=full")),
+        (a_folder, "picture-folder", "name these folders in the YAML", ()),
+        (no_rights, "picture-access", "look at their rights", ()),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_another_file_would_not_mend(root, monkeypatch, capsys, spoil, code, remedy, flags):
+    spoil(root, root / "images/train/0.png")
+    status, _ = check(root, monkeypatch, capsys, "--json", str(root / "out.json"), *flags)
+    findings = json.loads((root / "out.json").read_text())["findings"]
+    told = [(finding["code"], finding["remedy"]) for finding in findings if finding["severity"] == "error"]
+    assert status == DATA and code in dict(told) and remedy in dict(told)[code], told
+    assert not any("delete these files" in text for _, text in told)
