@@ -297,9 +297,7 @@ def _picture_error(path: str | Path, error: Exception) -> UserError:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         reason = f"larger than the limit of {MAX_PIXELS // 10**6} megapixels ({error}); make it smaller"
     elif os.path.isdir(path):
-        reason = (
-            "it is a folder; name it in place of the list (in the YAML, or --source), or list its pictures"
-        )
+        reason = "not a regular file, but a directory; name it in place of the list, or list its pictures"
     elif isinstance(error, Image.UnidentifiedImageError) and Path(path).stat().st_size == 0:
         reason = "the file is empty"
     elif isinstance(error, Image.UnidentifiedImageError) and str(path).lower().endswith(VIDEOS):

@@ -105,7 +105,7 @@ KINDS = {
 
 
 # what a fault of a picture says -> its kind, where another file would not mend it
-FAULTS = {"data.bands asks for": "bands", "data.pixel_range": "range", "it is a folder;": "folder"}
+FAULTS = {"data.bands asks for": "bands", "data.pixel_range": "range", "but a directory;": "folder"}
 SYSTEM_ERRORS = tuple(map(os.strerror, errno.errorcode))
 
 

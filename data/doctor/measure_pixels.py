@@ -20,6 +20,7 @@ from utils.files import read_many
 
 VERSION = 3  # goes up whenever reading stored values gives something else
 MOST_READ = 500  # deep pictures whose values are read
+FINE = 500  # rows or columns of a picture from which on not every one is counted at the ends
 THREADS = 4  # that decode
 COLUMNS = {  # of a cache entry
     "state": Column("uint8", (32,)),  # digest of paths and stats
@@ -40,8 +41,8 @@ class _Values(NamedTuple):
     high: float
     whole: bool  # all are whole numbers
     inner: tuple[float, float]  # the least above low, the greatest below high
-    counts: tuple[int, int]  # values at low, at high
-    size: int  # values
+    counts: tuple[int, int]  # values at low, at high, of those that are counted
+    size: int  # values that are counted
 
 
 def measure_pixels(
@@ -121,6 +122,8 @@ def _extremes(path: str, bands: tuple[int, int, int] | None) -> _Values | None:
         return None
     whole = values.dtype.kind != "f" or bool((values == np.rint(values)).all())
     low, high = values.min(), values.max()
+    step = 1 + min(values.shape[:2]) // FINE  # counting all values would take longer than decoding them
+    values = values[::step, ::step]
     inner = (
         float(values.min(where=values > low, initial=high)),
         float(values.max(where=values < high, initial=low)),
