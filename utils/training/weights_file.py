@@ -13,8 +13,9 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
@@ -39,6 +40,9 @@ _FOLDER = (
 )
 _FLAGS = 0x808  # a record may have: sizes that follow its data, a name in UTF-8; not encrypted, not patched
 _MAX_TUPLE = 1000  # values in a tuple and in the tuples inside it, repeated ones counted each time
+_MAX_ID = 6  # the same, of what names a storage: "storage", type, name, device, how many numbers
+_CHANGES = frozenset(["SETITEM", "SETITEMS", "BUILD"])  # instructions of a pickle that give what they take
+_HASHES = _CHANGES | {"REDUCE", "BINPERSID"}  # those that hash
 _MAX_NODES, _MAX_DEPTH = 1_000_000, 20  # of the content, repeated parts counted each time
 
 
@@ -168,33 +172,73 @@ def _check_record(file: BinaryIO, record: zipfile.ZipInfo) -> None:
         raise ForeignError(f"is damaged: its directory and the header of its record {name} differ")
 
 
-def _check_program(program: bytes) -> None:
-    """Refuse a pickle that names anything but tensors and dicts, or tuples that take for ever to hash.
+class _Item(NamedTuple):
+    """What is known of a value on a pickle's stack."""
 
-    Follows the pickle's stack with one number for each value: how many values a hash of it visits.
+    visits: int  # how many values a hash of it visits
+    kind: str  # the instruction that made it; of a class, its name
+
+
+def _check_program(program: bytes) -> None:
+    """Refuse a pickle that names anything but tensors and dicts, or whose hashing takes for ever.
+
+    Follows the pickle's stack with what is known of each value.
     """
-    stack: list[int] = []
+    stack: list[_Item] = []
     marks: list[int] = []
-    memo: dict[int, int] = {}
+    memo: dict[int, _Item] = {}
     for code, value, _ in pickletools.genops(program):
         name = code.name
         if name == "GLOBAL" and value not in _KNOWN:
             raise ForeignError(f"cannot be read safely: {_pickled(show_key(value)[:80])}")
+        if name.startswith("LONG") and type(value) is int and not -(2**63) <= value < 2**63:
+            raise ForeignError("is damaged: one of its numbers has more than 64 bits")
         if name == "MARK":
             marks.append(len(stack))
         elif name.endswith("BINPUT"):
             memo[value] = stack[-1]
         elif name.endswith("BINGET"):
             stack.append(memo[value])
+        elif not code.stack_before:
+            stack += [_item(value if name == "GLOBAL" else name)] * len(code.stack_after)
         else:
             marked = pickletools.markobject in code.stack_before
             start = (
                 marks.pop() - len(code.stack_before) + 2 if marked else len(stack) - len(code.stack_before)
             )
-            visits = 1 + sum(stack[start:]) if name.startswith("TUPLE") else 1
-            if visits > _MAX_TUPLE:
+            taken = stack[start:]
+            if name in _HASHES:
+                _check_keys(name, taken)
+            if name in _CHANGES:
+                item = taken[0]
+            elif name.startswith("TUPLE"):
+                item = _Item(1 + sum(part.visits for part in taken), "TUPLE")
+            else:
+                item = _item(name)
+            if item.visits > _MAX_TUPLE:
                 raise ForeignError("cannot be read safely: it holds tuples far larger than any checkpoint's")
-            stack[start:] = [visits] * len(code.stack_after)
+            stack[start:] = [item] * len(code.stack_after)
+
+
+@cache  # there may be millions
+def _item(kind: str) -> _Item:
+    return _Item(1, kind)
+
+
+def _check_keys(name: str, taken: list[_Item]) -> None:
+    """Refuse tuples as keys, and whatever else an instruction would make keys from.
+
+    Tuples, and long numbers, can be chosen to hash alike: n of them in a dict take n^2 comparisons. Text
+    cannot, as Python hashes it differently in each process.
+    """
+    kinds = [item.kind for item in taken]
+    if (
+        (name.startswith("SETITEM") and "TUPLE" in kinds[1::2])
+        or (name == "REDUCE" and kinds == ["collections OrderedDict", "TUPLE"])
+        or (name == "BUILD" and kinds[1:] != ["EMPTY_DICT"])
+        or (name == "BINPERSID" and taken[0].visits > _MAX_ID)
+    ):
+        raise ForeignError("cannot be read safely: its dicts have keys that no checkpoint has")
 
 
 def _check_value(where: str, value: Any, number: int) -> None:
