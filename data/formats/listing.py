@@ -96,6 +96,8 @@ def find_listed(line: str, path: Path, root: Path) -> str | None:
 def wrong_kind(name: str) -> str:
     """What to do about a file that is no list by its ending, '' where it may be one."""
     ending = os.path.splitext(name)[1].lower()
+    if set(name) & set("*?[") and ending != ".txt":  # a list may be called train[1].txt
+        return "a pattern, and these are not read here; name the folder of the pictures, or a list of them"
     return WRONG_KINDS.get(ending, "a picture; name its folder" if ending in SUFFIXES else "")
 
 

@@ -10,6 +10,7 @@ from data.formats.yolo_units import MANY_OUTSIDE, written_as_corners
 
 SHARE = 0.01  # of the picture by which a box may overshoot
 LEAST_SIDE = 8  # px: in smaller pictures a box below one pixel may be meant
+LARGE_SIDE = 32  # px: the same where the other boxes are in px
 ENOUGH, REACH = 10, 80  # boxes, and how far to the right and down they go, that percent are told by
 NEAR = 950  # the same of thousandths
 LIMITS = {"fractions": 1, "percent": 100, "thousandths": 1000}
@@ -51,8 +52,10 @@ def leave_out_fractions(raw: RawLabels, sizes: np.ndarray) -> RawLabels:
     They are fractions among boxes in px, as where two exports were joined. ``sizes`` (N, 2) of the pictures.
     """
     boxes, sides = raw.boxes, sizes[raw.pictures]
-    solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (sides >= LEAST_SIDE).all(axis=1)
-    first = solid & (boxes >= -1).all(axis=1) & (boxes <= 1 + SHARE).all(axis=1)  # -1: VOC counts from 1
+    solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (sides >= LARGE_SIDE).all(axis=1)
+    within = (boxes >= -1).all(axis=1) & (boxes <= 1 + SHARE).all(axis=1)  # -1: VOC counts from 1
+    whole = (boxes == np.rint(boxes)).all(axis=1)  # the first pixel itself
+    first = solid & within & ~whole
     problems = [raw.fault_at(row, FIRST_PIXEL, "first pixel") for row in np.flatnonzero(first)]
     return raw.keep(~first)._replace(problems=[*raw.problems, *problems]) if problems else raw
 

@@ -266,7 +266,7 @@ def _replace_stale(path: Path, own: Path, stale: Seen) -> bool:
         time.sleep(0.05)
         with contextlib.suppress(FileNotFoundError):
             held = _look(guard)
-            if _lives(held.record) is False or _age(held, own) > GUARD:
+            if _lives(held.record) is False or abs(_age(held, own)) > GUARD:
                 guard.unlink()
         return False
     try:

@@ -110,6 +110,7 @@ def test_a_picture_that_is_not_there_stays_missing(root):
 
 
 WRONG = [
+    ("x*.jpg", "", "'x*.jpg' is a pattern, and these are not read here; name the folder"),
     ("train.csv", "path,x1,y1\n", "'train.csv' is a table; export the labels as YOLO, COCO or VOC"),
     ("train.xml", "<annotations>", "'train.xml' is an XML file; name the folder of the pictures here"),
     ("train.tfrecord", "\0\1", "'train.tfrecord' is a TFRecord"),

@@ -225,6 +225,15 @@ def refuse(number: int):
     return raise_
 
 
+def test_a_takeover_that_was_killed_under_another_clock_is_not_waited_for(tmp_path):
+    write_lock(tmp_path, pid=2**22 + 1)
+    guard = tmp_path / ".lock.next"
+    guard.write_text(json.dumps({"host": "other", "pid": 5}))
+    late = time.time() + 10**6
+    os.utime(guard, (late, late))
+    assert takes(tmp_path) and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EMLINK])
 def test_without_links(number, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refuse(number))
