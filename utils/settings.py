@@ -140,9 +140,7 @@ def find_resumed(args: argparse.Namespace) -> Path | None:
     last = path if path.suffix and not os.path.isdir(path) else path / "weights" / "last.pt"
     if path.name == "weights" and os.path.isdir(path):
         last = path / "last.pt"
-    saved = os.path.isfile(last) or os.path.isfile(
-        previous_generation(last)
-    )  # the one that a killed save left
+    saved = any(map(os.path.isfile, (last, previous_generation(last))))  # the one that a killed save left
     if auto:
         return last if saved else None
     if not saved:

@@ -1,6 +1,5 @@
 """What the doctor found: one ``Finding`` for all faults of a kind in a split, and how people see it."""
 
-import errno
 import os
 import textwrap
 from collections import defaultdict
@@ -8,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from data.formats.problems import Policy, Problem, show_problem
+from data.index import SYSTEM_ERRORS
 from utils.wording import printable
 
 SEVERITIES = ("error", "warning", "note")  # training refuses; the result will suffer; good to know
@@ -106,7 +106,6 @@ KINDS = {
 
 # what a fault of a picture says -> its kind, where another file would not mend it
 FAULTS = {"data.bands asks for": "bands", "data.pixel_range": "range", "but a directory;": "folder"}
-SYSTEM_ERRORS = tuple(map(os.strerror, errno.errorcode))
 
 
 class Finding(NamedTuple):

@@ -176,9 +176,8 @@ def _start(plan: Plan, run: Run, slot: Slot) -> Process:
     stage = next_stage(run)
     command = train_command(plan, run, slot) if stage == TRAINING else measure_command(plan, run, slot)
     if stage == TRAINING:
-        print(
-            f"{run.name} {'goes on' if os.path.isfile(run.weights) else 'starts'}; log: {run.log}", flush=True
-        )
+        how = "goes on" if os.path.isfile(run.weights) else "starts"
+        print(f"{run.name} {how}; log: {run.log}", flush=True)
     with _open_log(run) as log:
         log.write(f"{PROMPT}{shlex.join(command)}\n")
         log.flush()
